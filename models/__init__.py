@@ -1,0 +1,1 @@
+"""The contract both processes share: tables, statuses, transitions, spec, events, errors."""

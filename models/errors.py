@@ -1,0 +1,164 @@
+"""Every way a request or a job can fail, in one table.
+
+The engine, the worker and the API raise `Failure`; only `api/errors.py` knows HTTP statuses.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Code(StrEnum):
+    """The closed set of error codes. `HINTS` has the remedy of each."""
+
+    # A job or an inspection failed.
+    NETWORK_REJECTED = "network_rejected"
+    UNSUPPORTED_OP = "unsupported_op"
+    NOT_TRAINABLE = "not_trainable"
+    DATASET_BAD = "dataset_bad"
+    DATASET_MISMATCH = "dataset_mismatch"
+    NOTHING_TO_PRUNE = "nothing_to_prune"
+    OUT_OF_GPU_MEMORY = "out_of_gpu_memory"
+    OUT_OF_MEMORY = "out_of_memory"
+    DISK_FULL = "disk_full"
+    TIMEOUT = "timeout"
+    STALLED = "stalled"
+    NAN_LOSS = "nan_loss"
+    VERIFICATION_FAILED = "verification_failed"
+    ENGINE_CRASHED = "engine_crashed"
+    WORKER_LOST = "worker_lost"
+    NO_SUCH_DEVICE = "no_such_device"
+    UNSUPPORTED_HERE = "unsupported_here"
+    REQUIREMENT_MISSED = "requirement_missed"
+    INTERNAL = "internal"
+
+    # An upload was refused.
+    EMPTY_FILE = "empty_file"
+    UNKNOWN_FORMAT = "unknown_format"
+    FORMAT_MISMATCH = "format_mismatch"
+    UNSAFE_PICKLE = "unsafe_pickle"
+    TORCHSCRIPT_NOT_SUPPORTED = "torchscript_not_supported"
+    BAD_ARCHIVE = "bad_archive"
+    USE_RAW_BODY = "use_raw_body"
+    TOO_LARGE = "too_large"
+    BODY_TIMEOUT = "body_timeout"
+
+    # A request was refused.
+    INVALID_REQUEST = "invalid_request"
+    INVALID_SPEC = "invalid_spec"
+    NO_LAYER_MATCHES = "no_layer_matches"
+    UNAUTHORIZED = "unauthorized"
+    FORBIDDEN = "forbidden"
+    NOT_FOUND = "not_found"
+    NOT_READY = "not_ready"
+    IN_USE = "in_use"
+    ALREADY_FINISHED = "already_finished"
+    IDEMPOTENCY_MISMATCH = "idempotency_mismatch"
+    IDEMPOTENCY_IN_FLIGHT = "idempotency_in_flight"
+    UNAVAILABLE = "unavailable"
+
+
+HINTS: dict[Code, str] = {
+    Code.NETWORK_REJECTED: "Export it again with `modelpress prepare`; `modelpress check FILE` tells before uploading.",
+    Code.UNSUPPORTED_OP: "Replace the operator named here, or export without the part that uses it.",
+    Code.NOT_TRAINABLE: "Upload a network with floating-point parameters that gradients reach.",
+    Code.DATASET_BAD: "Correct the samples named here and upload the data again.",
+    Code.DATASET_MISMATCH: "Make the arrays match the network's inputs, shown side by side here.",
+    Code.NOTHING_TO_PRUNE: "See `layers` of the network for what is prunable and why the rest is frozen.",
+    Code.OUT_OF_GPU_MEMORY: 'Lower `batch_size`, or run on `"device": "cpu"`.',
+    Code.OUT_OF_MEMORY: "Lower `batch_size`, or run on a worker with more memory.",
+    Code.DISK_FULL: "The worker's disk is full; free space, then clone the job: finished steps are kept.",
+    Code.TIMEOUT: 'Raise `limits.timeout_s`, or set `"on_timeout": "best_so_far"`.',
+    Code.STALLED: "The engine stopped making progress and was ended; clone the job, and report it if it happens again.",
+    Code.NAN_LOSS: "Lower the learning rate.",
+    Code.VERIFICATION_FAILED: "The file did not reproduce the engine's outputs and was withheld; please report it.",
+    Code.ENGINE_CRASHED: "Clone the job; if it crashes again, the log shows where.",
+    Code.WORKER_LOST: "Workers stopped while they ran this job; clone it once workers are healthy.",
+    Code.NO_SUCH_DEVICE: "See `/capabilities` for the devices registered here.",
+    Code.UNSUPPORTED_HERE: "See `/capabilities` for what this deployment can do.",
+    Code.REQUIREMENT_MISSED: "Loosen `require`, or ask for less compression.",
+    Code.INTERNAL: "This is our mistake; please report it with the request or job id.",
+    Code.EMPTY_FILE: "Send the file as the raw body: `curl --data-binary @FILE` or `curl -T FILE`.",
+    Code.UNKNOWN_FORMAT: "Send a `.pt2` made by `modelpress prepare`, or data as `.npz` or a zip of image folders.",
+    Code.FORMAT_MISMATCH: "Send the file with the name that its content has.",
+    Code.UNSAFE_PICKLE: "Pickles can run code when read. Export the network with `modelpress prepare`.",
+    Code.TORCHSCRIPT_NOT_SUPPORTED: "TorchScript can run code when read. Export the network with `modelpress prepare`.",
+    Code.BAD_ARCHIVE: "Write the file again with `modelpress prepare` and upload that file unchanged.",
+    Code.USE_RAW_BODY: "Send the file itself as the body, not a form: `curl -T FILE`.",
+    Code.TOO_LARGE: "See `/capabilities` for the size limits.",
+    Code.BODY_TIMEOUT: "Send the body without pauses.",
+    Code.INVALID_REQUEST: "Correct the fields named in `errors`.",
+    Code.INVALID_SPEC: "Correct the fields named in `errors`; `/schema/job` has the schema.",
+    Code.NO_LAYER_MATCHES: "See `layers` of the network for its layer names.",
+    Code.UNAUTHORIZED: "Send `Authorization: Bearer mp_…`.",
+    Code.FORBIDDEN: "Use a key that may write.",
+    Code.NOT_FOUND: "Check the id.",
+    Code.NOT_READY: "Wait for it: `GET …?wait=30`.",
+    Code.IN_USE: "Wait for the jobs that use it, or delete them first.",
+    Code.ALREADY_FINISHED: "Nothing is left to cancel.",
+    Code.IDEMPOTENCY_MISMATCH: "Use a new `Idempotency-Key` for a different body.",
+    Code.IDEMPOTENCY_IN_FLIGHT: "Try again in a second.",
+    Code.UNAVAILABLE: "Try again shortly.",
+}
+
+RETRYABLE: frozenset[Code] = frozenset({Code.ENGINE_CRASHED, Code.WORKER_LOST, Code.UNAVAILABLE})
+"""Codes after which the same job may be run again without a change."""
+
+
+class FieldProblem(BaseModel):
+    """One field that is wrong: a JSON pointer into what was sent, and what would be right."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    pointer: str
+    message: str
+    allowed: list[str] | None = None
+
+
+class Failure(Exception):
+    """An error as a value with a code.
+
+    `message` says what is wrong and what to change; `where` names the layer, field, file or phase;
+    `problems` points at each wrong field of a request.
+    """
+
+    def __init__(
+        self,
+        code: Code,
+        message: str,
+        *,
+        where: str | None = None,
+        problems: tuple[FieldProblem, ...] = (),
+        retryable: bool | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.where = where
+        self.problems = problems
+        self.retryable = code in RETRYABLE if retryable is None else retryable
+
+    def as_error(self, phase: str | None = None) -> JobError:
+        return JobError(
+            code=self.code,
+            phase=phase,
+            message=self.message,
+            where=self.where,
+            retryable=self.retryable,
+            hint=HINTS[self.code],
+        )
+
+
+class JobError(BaseModel):
+    """What a failed job, or a rejected network or dataset, carries."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    code: Code
+    phase: str | None = None
+    message: str
+    where: str | None = None
+    retryable: bool = False
+    hint: str

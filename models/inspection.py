@@ -1,0 +1,83 @@
+"""What reading an upload found: the engine writes it, the API shows it, the rules check specs against it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Notice(_Frozen):
+    """A warning: a stable code, and a sentence for people."""
+
+    code: str
+    message: str
+
+
+class TensorInfo(_Frozen):
+    """A named tensor. `None` in `shape` is a size that may vary (the batch is dimension 0)."""
+
+    name: str
+    dtype: str
+    shape: list[int | None]
+
+
+class LayerInfo(_Frozen):
+    """One layer. `macs` are multiply-accumulates for one sample; `group` is the pruning group its outputs belong to."""
+
+    name: str
+    kind: str
+    shape: list[int]
+    parameters: int
+    macs: int
+    group: str | None
+    prunable: bool
+    reason: str | None = None
+
+
+class GroupInfo(_Frozen):
+    """Channels that can only be removed together. `units` is how many such channels there are."""
+
+    id: str
+    units: int
+    layers: list[str]
+
+
+class NetworkInspection(_Frozen):
+    kind: Literal["network"] = "network"
+    format: Literal["pt2"]
+    inputs: list[TensorInfo]
+    outputs: list[TensorInfo]
+    parameters: int
+    macs: int
+    layers: list[LayerInfo]
+    groups: list[GroupInfo]
+    warnings: list[Notice] = []
+
+
+class LabelInfo(_Frozen):
+    """`classes` is the count of distinct labels when they are integers."""
+
+    dtype: str
+    shape: list[int]
+    classes: int | None = None
+    minimum: float | None = None
+    maximum: float | None = None
+
+
+class DatasetInspection(_Frozen):
+    """`inputs` are one sample each (no batch dimension); an image folder has one input of shape [3, None, None]."""
+
+    kind: Literal["dataset"] = "dataset"
+    format: Literal["npz", "image_folder"]
+    samples: int
+    inputs: list[TensorInfo]
+    labels: LabelInfo | None
+    class_names: list[str] | None = None
+    splits: dict[Literal["train", "val", "test"], int] | None = None
+    skipped_samples: int = 0
+    warnings: list[Notice] = []

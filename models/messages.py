@@ -1,0 +1,62 @@
+"""What one process tells another: nudges over the broker, and the request that starts the engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from models.spec import Spec
+
+CONTROL_QUEUE = "control"
+DEVICE_CLASSES: tuple[Literal["cpu", "cuda"], ...] = ("cpu", "cuda")
+
+TASK_RUN_JOB = "modelpress.run_job"
+"""To the queue of a device class; names no job: whoever is free claims the next row."""
+TASK_INSPECT = "modelpress.inspect"
+"""To the control queue; claims the next upload that waits for inspection."""
+TASK_SWEEP = "modelpress.sweep"
+"""To the control queue, from beat."""
+
+
+def queue_of(device_class: str) -> str:
+    return f"device.{device_class}"
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class InputFile(_Request):
+    """A file the engine may open. Without `sha256` (a person running the engine by hand) it is computed."""
+
+    path: Path
+    sha256: str | None = None
+
+
+class InspectNetworkRequest(_Request):
+    kind: Literal["inspect_network"]
+    network: InputFile
+
+
+class InspectDatasetRequest(_Request):
+    kind: Literal["inspect_dataset"]
+    dataset: InputFile
+
+
+class CompressRequest(_Request):
+    """`folder` is the job folder: the engine writes nowhere else. `checkpoints` are files of finished steps."""
+
+    kind: Literal["compress"] = "compress"
+    network: InputFile
+    dataset: InputFile | None = None
+    spec: Spec
+    folder: Path
+    device: Literal["cpu", "cuda"] = "cpu"
+    threads: Annotated[int, Field(ge=1, le=256)] = 1
+    checkpoints: list[Path] = []
+
+
+EngineRequest = Annotated[InspectNetworkRequest | InspectDatasetRequest | CompressRequest, Field(discriminator="kind")]
+ENGINE_REQUEST: TypeAdapter[EngineRequest] = TypeAdapter(EngineRequest)

@@ -1,0 +1,50 @@
+"""Named lists of steps, for people who want a result before they want choices."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+from models.spec import Amount, FinetuneStep, PruneStep, QuantizeStep, Step
+
+
+class Preset(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    description: str
+    steps: list[Step]
+
+
+PRESETS: dict[str, Preset] = {
+    preset.name: preset
+    for preset in (
+        Preset(
+            name="int8",
+            description="8-bit integers, no pruning: about 4 times smaller, needs calibration data, no training.",
+            steps=[QuantizeStep(step="quantize")],
+        ),
+        Preset(
+            name="half",
+            description="Half of the multiply-accumulates, still floating point: prune, then recover.",
+            steps=[PruneStep(step="prune", amount=Amount(macs=0.5)), FinetuneStep(step="finetune", epochs=5)],
+        ),
+        Preset(
+            name="balanced",
+            description="A third of the multiply-accumulates removed, recovered, then 8-bit integers.",
+            steps=[
+                PruneStep(step="prune", amount=Amount(macs=0.35)),
+                FinetuneStep(step="finetune", epochs=5),
+                QuantizeStep(step="quantize"),
+            ],
+        ),
+        Preset(
+            name="tiny",
+            description="Three quarters of the multiply-accumulates removed, recovered at length, then 8-bit integers.",
+            steps=[
+                PruneStep(step="prune", amount=Amount(macs=0.75)),
+                FinetuneStep(step="finetune", epochs=12),
+                QuantizeStep(step="quantize"),
+            ],
+        ),
+    )
+}

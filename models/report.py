@@ -1,0 +1,112 @@
+"""The report: every number measured on the file that is downloaded, or `null` beside the cause."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from models.inspection import Notice
+
+SCHEMA_VERSION = 1
+Cause = Literal["no_data", "no_labels", "no_such_device", "runtime_cannot_run_it", "not_measured_at_this_step"]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class MetricValue(_Frozen):
+    """`n` samples of `split` gave `value`."""
+
+    value: float
+    n: int
+    split: Literal["train", "val", "test"]
+
+
+class Latency(_Frozen):
+    """Milliseconds a call, before and after interleaved in one process. `isa`: the CPU's vector extensions."""
+
+    p50: float
+    p95: float
+    samples: int
+    runtime: str
+    device: str
+    batch: int
+    threads: int
+    isa: str
+
+
+class Measurement(_Frozen):
+    """One network, measured. `reasons` names, for each field that is `None`, the cause."""
+
+    metrics: dict[str, MetricValue] | None = None
+    agreement_with_original: MetricValue | None = None
+    parameters: int
+    nonzero_parameters: int
+    macs: int
+    file: str | None = None
+    file_size_bytes: int | None = None
+    file_size_gzip_bytes: int | None = None
+    latency_ms: Latency | None = None
+    peak_memory_bytes: int | None = None
+    reasons: dict[str, Cause] = {}
+
+
+class StepReport(_Frozen):
+    """After one step, inside the engine. `details` is what the step has to say (amount asked and reached, epochs …)."""
+
+    index: int
+    step: str
+    seconds: float
+    resumed: bool = False
+    after: Measurement
+    details: dict[str, Any] = {}
+
+
+class LayerReport(_Frozen):
+    """One layer before and after. `sqnr_db` is the signal to quantization-noise ratio of its output, in dB."""
+
+    name: str
+    kind: str
+    channels_before: int | None
+    channels_after: int | None
+    bits: int
+    sqnr_db: float | None = None
+    sparsity: float
+
+
+class Verification(_Frozen):
+    """`reloaded` in a fresh process by the stock runtime; `max_abs_diff_vs_engine` is over real or random samples;
+    `mask_check` is the largest relative difference between the cut and the masked network, over all prune steps."""
+
+    artifact: str
+    reloaded: bool
+    runtime: str
+    max_abs_diff_vs_engine: float
+    sqnr_db_vs_engine: float | None = None
+    top1_agreement_vs_engine: float | None = None
+
+
+class Provenance(_Frozen):
+    versions: dict[str, str]
+    device: str
+    seed: int
+    model_sha256: str
+    dataset_sha256: str | None
+    spec_sha256: str
+
+
+class Report(_Frozen):
+    schema_version: Literal[1] = 1
+    original: Measurement
+    compressed: Measurement
+    steps: list[StepReport]
+    layers: list[LayerReport]
+    verification: list[Verification]
+    mask_check: float | None
+    split_made_here: bool
+    requirement_missed: str | None = None
+    warnings: list[Notice]
+    seconds: dict[str, float]
+    provenance: Provenance

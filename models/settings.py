@@ -1,0 +1,59 @@
+"""Everything a deployment can set, read once from `MODELPRESS_*` environment variables."""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+GiB = 1 << 30
+
+
+class Settings(BaseSettings):
+    """Durations are seconds, sizes bytes. `clock_scale` shrinks every clock at once, for tests."""
+
+    model_config = SettingsConfigDict(env_prefix="MODELPRESS_", frozen=True, extra="ignore")
+
+    database_url: str = "sqlite:///var/modelpress.sqlite3"
+    broker_url: str = "redis://localhost:6379/0"
+    blobs: Path = Path("var/blobs")
+    work: Path = Path("var/work")
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    open_access: bool = Field(default=False, description="No keys; refused unless bound to loopback.")
+    tenant: str = Field(default="default", description="The tenant of open access.")
+    bootstrap_key: str | None = Field(default=None, description="Made the first key, once, when there is none.")
+
+    device_class: str = Field(default="cpu", pattern="^(cpu|cuda)$", description="What a device worker offers.")
+    gpus: str | None = Field(default=None, description="Device set of a CUDA worker, as in CUDA_VISIBLE_DEVICES.")
+    engine_threads: Annotated[int, Field(ge=1, le=256)] = Field(
+        default_factory=lambda: max(1, (os.cpu_count() or 1) // 2)
+    )
+    engine_memory_bytes: int | None = Field(default=None, description="Address-space limit of a CPU engine child.")
+
+    max_model_bytes: int = 8 * GiB
+    max_dataset_bytes: int = 64 * GiB
+    body_idle_seconds: float = 30.0
+
+    clock_scale: Annotated[float, Field(gt=0, le=10)] = 1.0
+    heartbeat_seconds: float = 5.0
+    lease_seconds: float = 30.0
+    sweep_seconds: float = 5.0
+    cancel_grace_seconds: float = 10.0
+    inspect_timeout_seconds: float = 600.0
+    stall_seconds: float = 600.0
+    max_strikes: int = Field(default=3, description="Attempts that may end badly before a job fails.")
+
+    def scaled(self, seconds: float) -> float:
+        return seconds * self.clock_scale
+
+
+@lru_cache
+def settings() -> Settings:
+    """The settings of this process."""
+    return Settings()

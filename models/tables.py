@@ -1,0 +1,186 @@
+"""The database: one truth for every process. Times are UTC; ids are `models.ids`; JSON columns hold pydantic dumps."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, DateTime, ForeignKey, Index, Integer, LargeBinary, String, Text, TypeDecorator
+from sqlalchemy.engine import Dialect
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """A time that is UTC going in and coming out, also on SQLite, which forgets zones."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return value if value is None else value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class Base(DeclarativeBase):
+    type_annotation_map = {datetime: UtcDateTime, dict[str, Any]: JSON, str: String(255)}  # noqa: RUF012
+
+
+class Key(Base):
+    """An API key, kept only as the SHA-256 of its secret."""
+
+    __tablename__ = "keys"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    tenant: Mapped[str]
+    name: Mapped[str]
+    secret_sha256: Mapped[bytes] = mapped_column(LargeBinary(32), unique=True)
+    read_only: Mapped[bool] = mapped_column(default=False)
+    created_at: Mapped[datetime]
+    revoked_at: Mapped[datetime | None]
+
+
+class _Upload:
+    """What a network and a dataset share: bytes accepted, inspected once in a sandboxed child under a lease."""
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    tenant: Mapped[str]
+    name: Mapped[str]
+    sha256: Mapped[str] = mapped_column(String(64))
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    status: Mapped[str] = mapped_column(String(16))
+    inspection: Mapped[dict[str, Any] | None]
+    error: Mapped[dict[str, Any] | None]
+    attempt: Mapped[int] = mapped_column(Integer, default=0)
+    strikes: Mapped[int] = mapped_column(Integer, default=0)
+    lease_expires_at: Mapped[datetime | None]
+    created_at: Mapped[datetime]
+
+
+class Network(_Upload, Base):
+    __tablename__ = "networks"
+    __table_args__ = (Index("networks_by_tenant", "tenant", "id"), Index("networks_by_status", "status"))
+
+
+class Dataset(_Upload, Base):
+    __tablename__ = "datasets"
+    __table_args__ = (Index("datasets_by_tenant", "tenant", "id"), Index("datasets_by_status", "status"))
+
+
+class Job(Base):
+    """`attempt` is the fencing token: it grows with every claim, and every write of a worker carries it.
+
+    `strikes` counts the attempts that ended badly; a job given back by a stopping worker keeps its strikes.
+    """
+
+    __tablename__ = "jobs"
+    __table_args__ = (
+        Index("jobs_by_tenant", "tenant", "id"),
+        Index("jobs_to_claim", "status", "device", "id"),
+        Index("jobs_by_lease", "status", "lease_expires_at"),
+        Index("jobs_by_network", "network_id"),
+        Index("jobs_by_dataset", "dataset_id"),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    tenant: Mapped[str]
+    name: Mapped[str | None]
+    network_id: Mapped[str] = mapped_column(ForeignKey("networks.id"))
+    dataset_id: Mapped[str | None] = mapped_column(ForeignKey("datasets.id"))
+    spec: Mapped[dict[str, Any]]
+    resolved_spec: Mapped[dict[str, Any]]
+    device: Mapped[str] = mapped_column(String(8), doc="auto, cpu or cuda: which workers may claim it")
+    status: Mapped[str] = mapped_column(String(16))
+    phase: Mapped[str | None] = mapped_column(String(16))
+    progress: Mapped[dict[str, Any]]
+    error: Mapped[dict[str, Any] | None]
+    report: Mapped[dict[str, Any] | None]
+    attempt: Mapped[int] = mapped_column(Integer, default=0)
+    strikes: Mapped[int] = mapped_column(Integer, default=0)
+    worker_id: Mapped[str | None]
+    lease_expires_at: Mapped[datetime | None]
+    event_count: Mapped[int] = mapped_column(Integer, default=0)
+    created_at: Mapped[datetime]
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+    changed_at: Mapped[datetime]
+
+
+class Event(Base):
+    """One thing that happened in a job; `id` counts from 1 within the job."""
+
+    __tablename__ = "events"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    at: Mapped[datetime]
+    attempt: Mapped[int] = mapped_column(Integer)
+    data: Mapped[dict[str, Any]]
+
+
+class Artifact(Base):
+    __tablename__ = "artifacts"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    name: Mapped[str] = mapped_column(primary_key=True)
+    kind: Mapped[str] = mapped_column(String(16))
+    content_type: Mapped[str]
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str] = mapped_column(String(64))
+    partial: Mapped[bool] = mapped_column(default=False)
+
+
+class Checkpoint(Base):
+    """The state after a step, shared by every job of the tenant whose key is the same."""
+
+    __tablename__ = "checkpoints"
+
+    tenant: Mapped[str] = mapped_column(primary_key=True)
+    key: Mapped[str] = mapped_column(String(64), primary_key=True)
+    step_index: Mapped[int] = mapped_column(Integer)
+    sha256: Mapped[str] = mapped_column(String(64))
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    created_at: Mapped[datetime]
+
+
+class Log(Base):
+    """The engine's log of a job, in pieces, in order."""
+
+    __tablename__ = "logs"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    attempt: Mapped[int] = mapped_column(Integer)
+    text: Mapped[str] = mapped_column(Text)
+
+
+class Idempotency(Base):
+    """A job made under an Idempotency-Key; the same key and body give the same job for a day."""
+
+    __tablename__ = "idempotency"
+
+    tenant: Mapped[str] = mapped_column(primary_key=True)
+    key: Mapped[str] = mapped_column(primary_key=True)
+    body_sha256: Mapped[str] = mapped_column(String(64))
+    job_id: Mapped[str]
+    created_at: Mapped[datetime]
+
+
+class Worker(Base):
+    """A worker process that is, or was, alive."""
+
+    __tablename__ = "workers"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    queue: Mapped[str]
+    device_class: Mapped[str | None] = mapped_column(String(8))
+    device_set: Mapped[str | None]
+    slots: Mapped[int] = mapped_column(Integer)
+    memory_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    versions: Mapped[dict[str, Any]]
+    sandbox: Mapped[str]
+    started_at: Mapped[datetime]
+    heartbeat_at: Mapped[datetime]

@@ -1,0 +1,1 @@
+"""Takes jobs from the queue and runs each in a child process."""

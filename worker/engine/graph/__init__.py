@@ -1,0 +1,1 @@
+"""The network as a graph of real layers: lifting, channel labels, cutting, costs."""

@@ -1,0 +1,1 @@
+"""Strict readers of uploads; nothing in a file is ever run."""

@@ -1,0 +1,1 @@
+"""Metrics, sizes and latencies, of the engine and of finished files."""

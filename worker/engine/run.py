@@ -1,0 +1,68 @@
+"""One run of the engine: where it writes, what it says, what it may use."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from models.events import EngineEvent, MetricEvent, PhaseEvent, ProgressEvent, WarningEvent
+from models.inspection import Notice
+from models.spec import Spec
+from models.statuses import Phase
+
+if TYPE_CHECKING:
+    from worker.engine.data.dataset import Dataset
+
+
+@dataclass
+class Run:
+    """Handed to every step. `emit` sends one event; `folder` is the only place to write.
+
+    `shares` says how the work divides: (start, width) in percent of the part that runs now.
+    """
+
+    spec: Spec
+    folder: Path
+    emit: Callable[[EngineEvent], None]
+    device: torch.device
+    data: Dataset | None = None
+    step_index: int | None = None
+    warnings: list[Notice] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    _share: tuple[float, float] = (0.0, 100.0)
+    _percent: float = 0.0
+    _started: float = field(default_factory=time.monotonic)
+
+    @property
+    def step_count(self) -> int:
+        return len(self.spec.steps or [])
+
+    def phase(self, phase: Phase) -> None:
+        self.emit(PhaseEvent(phase=phase, step_index=self.step_index, step_count=self.step_count))
+
+    def share(self, start: float, width: float) -> None:
+        """From now on `progress` fills the part of the bar from `start` to `start + width` percent."""
+        self._share = (start, width)
+        self.progress(0.0)
+
+    def progress(self, fraction: float, epoch: int | None = None, epochs: int | None = None) -> None:
+        """Say that `fraction` (0 to 1) of the current part is done."""
+        start, width = self._share
+        self._percent = max(self._percent, min(100.0, start + width * fraction))
+        elapsed = time.monotonic() - self._started
+        eta = elapsed * (100.0 - self._percent) / self._percent if self._percent > 1 else None
+        self.emit(ProgressEvent(percent=round(self._percent, 2), epoch=epoch, epochs=epochs, eta_seconds=eta))
+
+    def metric(self, event: MetricEvent) -> None:
+        self.emit(event)
+
+    def warn(self, code: str, message: str) -> None:
+        """A warning is shown live and kept for the report."""
+        notice = Notice(code=code, message=message)
+        self.warnings.append(notice)
+        self.emit(WarningEvent(notice=notice))

@@ -1,0 +1,62 @@
+"""The network inside the engine: what every step takes, changes and hands on."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from models.inspection import TensorInfo
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a step did, enough to do it again on the original without thinking: `replay` of its `step.py` reads it.
+
+    `tensors` are what JSON cannot hold (indices of removed units, ranges …).
+    """
+
+    step: str
+    data: dict[str, Any]
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class Subject:
+    """`graph` is the lifted network (real `nn` modules, eval mode) that steps change in place.
+
+    `original` is an untouched copy: the teacher, the mask check's other side, the report's "before".
+    `inputs` and `outputs` name the tensors in call order; a `None` size may vary and dimension 0 is the batch.
+    `quantization` is set by the quantize step and read by export: which values of `graph` are 8-bit, and how.
+    """
+
+    graph: fx.GraphModule
+    original: fx.GraphModule
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    records: list[Record] = field(default_factory=list)
+    quantization: Any = None
+
+    @classmethod
+    def of(cls, graph: fx.GraphModule, inputs: tuple[TensorInfo, ...], outputs: tuple[TensorInfo, ...]) -> Subject:
+        graph.eval()
+        original = copy.deepcopy(graph)
+        original.requires_grad_(False)
+        return cls(graph, original, inputs, outputs)
+
+    def example_inputs(self, batch: int = 2, seed: int = 0) -> tuple[Tensor, ...]:
+        """Random inputs, `batch` samples: normal for floats, zeros and ones for integers (always valid indices)."""
+        generator = torch.Generator().manual_seed(seed)
+        return tuple(_example(info, batch, generator) for info in self.inputs)
+
+
+def _example(info: TensorInfo, batch: int, generator: torch.Generator) -> Tensor:
+    shape = [batch if i == 0 and size is None else size or 1 for i, size in enumerate(info.shape)]
+    dtype: torch.dtype = getattr(torch, info.dtype)
+    if dtype.is_floating_point:
+        return torch.randn(shape, generator=generator).to(dtype)
+    return torch.randint(0, 2, shape, generator=generator).to(dtype)

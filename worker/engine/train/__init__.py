@@ -1,0 +1,1 @@
+"""Fine-tuning, with labels, with the original as teacher, or both."""
