@@ -1,0 +1,48 @@
+"""Which stored state stands for which finished steps: the engine names what it saved, the worker looks it up."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import lru_cache
+from pathlib import Path
+
+from models.spec import Spec
+
+_SOURCES = Path(__file__).resolve().parent.parent
+
+
+@lru_cache
+def code_version() -> str:
+    """SHA-256 over the engine's source and the spec's: a changed engine never resumes what an older one saved."""
+    digest = hashlib.sha256()
+    engine = _SOURCES / "worker" / "engine"
+    for path in [*sorted(engine.rglob("*.py")), _SOURCES / "models" / "spec.py"]:
+        body = path.read_bytes()
+        digest.update(f"{path.relative_to(_SOURCES).as_posix()} {len(body)}\n".encode())
+        digest.update(body)
+    return digest.hexdigest()
+
+
+def checkpoint_key(network_sha256: str, dataset_sha256: str | None, spec: Spec, step_index: int) -> str:
+    """SHA-256 (64 hex digits) of everything the state after step `step_index` (from 0) is a result of.
+
+    That is the network, the data and how they are read, the steps so far, the seed, and the code. Ids, names, limits,
+    exports and the device do not count, so a clone, or a host of another kind, resumes too. `spec.steps` must be set.
+    """
+    if spec.steps is None:
+        raise ValueError("a spec with a preset has no steps yet: resolve it first")
+    content = {
+        "network": network_sha256,
+        "dataset": dataset_sha256,
+        "data": spec.data.model_dump(mode="json", exclude={"dataset"}) if spec.data else None,
+        "steps": [step.model_dump(mode="json") for step in spec.steps[: step_index + 1]],
+        "seed": spec.seed,
+        "code": code_version(),
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def checkpoint_keys(network_sha256: str, dataset_sha256: str | None, spec: Spec) -> list[str]:
+    """The keys after the first step, after the second, … of `spec`."""
+    return [checkpoint_key(network_sha256, dataset_sha256, spec, index) for index in range(len(spec.steps or []))]
