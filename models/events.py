@@ -43,11 +43,11 @@ class ProgressEvent(_Event):
 
 
 class MetricEvent(_Event):
-    """A number on the way: the loss or a metric of an epoch."""
+    """A number on the way: the loss or a metric of an epoch; `value` is null where it was not finite."""
 
     type: Literal["metric"] = "metric"
     name: str
-    value: float
+    value: float | None
     split: Literal["train", "val", "test"]
     step_index: int | None = None
     epoch: int | None = None

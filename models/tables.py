@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from typing import Any
 
+from pydantic import BaseModel
 from sqlalchemy import JSON, BigInteger, DateTime, ForeignKey, Index, Integer, LargeBinary, String, Text, TypeDecorator
 from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+
+def dump(value: BaseModel) -> dict[str, Any]:
+    """What a JSON column holds of `value`; a number that is not finite becomes null, as JSON has none."""
+    plain: dict[str, Any] = json.loads(value.model_dump_json())
+    return plain
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -26,7 +34,7 @@ class UtcDateTime(TypeDecorator[datetime]):
 
 
 class Base(DeclarativeBase):
-    type_annotation_map = {datetime: UtcDateTime, dict[str, Any]: JSON, str: String(255)}  # noqa: RUF012
+    type_annotation_map = {datetime: UtcDateTime, dict[str, Any]: JSON(none_as_null=True), str: String(255)}  # noqa: RUF012
 
 
 class Key(Base):
@@ -81,6 +89,7 @@ class Job(Base):
         Index("jobs_by_tenant", "tenant", "id"),
         Index("jobs_to_claim", "status", "device", "id"),
         Index("jobs_by_lease", "status", "lease_expires_at"),
+        Index("jobs_by_start", "tenant", "started_at"),
         Index("jobs_by_network", "network_id"),
         Index("jobs_by_dataset", "dataset_id"),
     )
