@@ -49,7 +49,8 @@ class Data(Strict):
     dataset: str
     task: Task | None = Field(
         default=None,
-        description="Default: `classification` with integer labels, `regression` with float ones, else `none`.",
+        description="Default: `classification` with one integer label a sample, `multilabel` with a row of them, "
+        "`segmentation` with a map of them, `regression` with float ones, else `none`.",
     )
     metric: Metric | None = Field(default=None, description="Default: the first metric of the task.")
     transform: Transform = Transform()

@@ -1,0 +1,170 @@
+"""A data set as a job sees it: three splits of batches that fit the network, and what the labels mean."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.errors import Code, Failure
+from models.inspection import TensorInfo
+from models.metrics import metrics_of
+from models.spec import Data, Metric, Task
+from worker.engine.data.images import ImageSamples
+from worker.engine.data.labels import Labels, read_labels
+from worker.engine.data.npz import Array, read_npz
+from worker.engine.data.samples import ArraySamples, Samples
+from worker.engine.data.sniff import dataset_format
+from worker.engine.data.splits import Rows, SplitName, make_splits, split_names
+
+
+@dataclass(frozen=True)
+class Batch:
+    """`inputs` in call order, samples first; `labels` as `Labels.read` gives them, None without."""
+
+    inputs: tuple[Tensor, ...]
+    labels: Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.inputs[0])
+
+    def to(self, device: torch.device) -> Batch:
+        labels = None if self.labels is None else self.labels.to(device)
+        return Batch(tuple(value.to(device) for value in self.inputs), labels)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Some rows of the samples. Reading is lazy: a batch is read when it is asked for."""
+
+    name: SplitName
+    samples: Samples
+    rows: Rows
+    label_reader: Labels | None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batches(self, batch_size: int, *, generator: torch.Generator | None = None) -> Iterator[Batch]:
+        """Every sample once, the last batch as small as it comes; shuffled when a (CPU) generator is given."""
+        rows = self.rows
+        if generator is not None:
+            rows = rows[torch.randperm(len(rows), generator=generator).numpy()]
+        for start in range(0, len(rows), batch_size):
+            yield self._read(rows[start : start + batch_size])
+
+    def sample(self, count: int, seed: int) -> Batch:
+        """`count` samples drawn without repetition (all of them when there are fewer), in one batch."""
+        generator = torch.Generator().manual_seed(seed)
+        return self._read(self.rows[torch.randperm(len(self.rows), generator=generator)[:count].numpy()])
+
+    def labels(self) -> Tensor | None:
+        """All labels of this split, in order."""
+        return None if self.label_reader is None else self.label_reader.read(self.rows)
+
+    def _read(self, rows: Rows) -> Batch:
+        labels = None if self.label_reader is None else self.label_reader.read(rows)
+        return Batch(self.samples.read(rows), labels)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """`class_count` is the highest class + 1 (or the number of class folders); None when labels are not classes.
+
+    `has_labels` is False when the task is `none`, whatever the file holds. `metric` is the one that decides.
+    `split_made_here`: some part was drawn from the seed, so the original may have been trained on it.
+    """
+
+    train: Split
+    val: Split
+    test: Split
+    task: Task
+    metric: Metric
+    has_labels: bool
+    class_count: int | None
+    split_made_here: bool
+    skipped_samples: int = 0
+    class_names: list[str] | None = None
+
+    def check_output(self, output: TensorInfo) -> None:
+        """Raises Failure(DATASET_MISMATCH) when the labels cannot belong to this output of the network."""
+        if self.class_count is None or len(output.shape) < 2:
+            return
+        channels = output.shape[1]
+        if channels is None or (channels == 1 and self.class_count <= 2):
+            return
+        if self.class_count > channels or (self.task == "multilabel" and self.class_count != channels):
+            raise Failure(
+                Code.DATASET_MISMATCH,
+                f"The labels have {self.class_count} classes (0 to {self.class_count - 1}) and the output "
+                f"{output.name!r} has {channels} (shape {output.shape}); send the labels it was trained on, or name "
+                "another output in `data.output`.",
+                where=output.name,
+            )
+
+
+def open_dataset(path: Path, data: Data, inputs: tuple[TensorInfo, ...], seed: int) -> Dataset:
+    """Open a data set for a network with these inputs.
+
+    Raises Failure: DATASET_MISMATCH when arrays, images or labels do not fit the network or the task, shown side by
+    side; DATASET_BAD for NaN, labels out of range, one class only, an empty split, too many bad images;
+    BAD_ARCHIVE and UNKNOWN_FORMAT for what cannot be read at all.
+    """
+    if dataset_format(path) == "npz":
+        arrays = read_npz(path)
+        _check_lengths(arrays)
+        samples: ArraySamples | ImageSamples = ArraySamples(arrays, inputs, data.transform)
+        given = split_names(arrays["split"]) if "split" in arrays else None
+        raw_labels, class_names, skipped = arrays.get("y"), None, 0
+    else:
+        samples = ImageSamples(path, inputs, data.transform)
+        marks = [file.split for file in samples.files if file.split is not None]
+        given = marks or None
+        class_names, skipped = samples.class_names, samples.skipped
+        raw_labels = np.array([file.class_index for file in samples.files]) if class_names else None
+
+    labels = read_labels(raw_labels, data.task, class_names)
+    splits = make_splits(len(samples), given, labels.strata if labels else None, seed)
+    task = labels.task if labels else data.task or "none"
+    reader = labels if task != "none" else None
+
+    def split(name: SplitName, rows: Rows) -> Split:
+        return Split(name, samples, rows, reader)
+
+    return Dataset(
+        train=split("train", splits.train),
+        val=split("val", splits.val),
+        test=split("test", splits.test),
+        task=task,
+        metric=_metric(data.metric, task, has_labels=reader is not None),
+        has_labels=reader is not None,
+        class_count=reader.class_count if reader else None,
+        split_made_here=splits.made_here,
+        skipped_samples=skipped,
+        class_names=class_names,
+    )
+
+
+def _metric(asked: Metric | None, task: Task, *, has_labels: bool) -> Metric:
+    possible = metrics_of(task) if has_labels else metrics_of("none")
+    if asked is None:
+        return possible[0]
+    if asked not in possible:
+        with_what = f"the task {task!r}" if has_labels else "data without labels"
+        raise Failure(
+            Code.DATASET_MISMATCH,
+            f"The metric {asked!r} cannot be computed for {with_what}; choose from {', '.join(possible)}.",
+            where="/data/metric",
+        )
+    return asked
+
+
+def _check_lengths(arrays: dict[str, Array]) -> None:
+    lengths = {name: len(array) for name, array in arrays.items()}
+    if len(set(lengths.values())) > 1:
+        shown = ", ".join(f"{name!r} {length}" for name, length in lengths.items())
+        raise Failure(Code.DATASET_BAD, f"The arrays have different numbers of samples: {shown}.")
