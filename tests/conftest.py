@@ -1,0 +1,75 @@
+"""Databases and brokers for every test: SQLite files and real servers, all built by the migrations."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from models.database import Database, migrate
+from tests.services import Postgres, Valkey
+
+TEMPLATE = "migrated"
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """The server of this session. A test that stops or pauses one starts its own `Postgres()`."""
+    server = Postgres()
+    try:
+        server.create(TEMPLATE)
+        migrate(server.url(TEMPLATE))
+        yield server
+    finally:
+        server.close()
+
+
+@pytest.fixture(scope="session")
+def _migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("sqlite") / "migrated.sqlite3"
+    migrate(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture
+def postgres_url(postgres: Postgres) -> Iterator[str]:
+    """A database of its own for one test, with every table."""
+    name = f"test_{uuid4().hex}"
+    postgres.create(name, TEMPLATE)
+    yield postgres.url(name)
+    postgres.drop(name)
+
+
+@pytest.fixture
+def sqlite_url(_migrated_file: Path, tmp_path: Path) -> str:
+    """A database file of its own for one test, with every table."""
+    path = tmp_path / "modelpress.sqlite3"
+    shutil.copyfile(_migrated_file, path)
+    return f"sqlite:///{path}"
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest) -> str:
+    """Both databases, one after the other."""
+    fixture = {"sqlite": "sqlite_url", "postgresql": "postgres_url"}[request.param]
+    url: str = request.getfixturevalue(fixture)
+    return url
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    """Both databases, opened."""
+    opened = Database(database_url)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def valkey() -> Iterator[Valkey]:
+    """A broker of its own for one test, to flush, pause and stop at will; its `url` is Celery's `broker_url`."""
+    server = Valkey()
+    yield server
+    server.close()
