@@ -1,0 +1,177 @@
+"""The life of an uploaded network or data set: accepted, inspected once under a lease, ready or rejected, deleted.
+
+inspecting -> ready | rejected, each change one guarded statement as in `transitions.py`, with the same fencing token.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import cast
+
+from sqlalchemy import ColumnElement, and_, case, delete, exists, literal, null, or_, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from models.blobs import Blob
+from models.errors import Code, Failure, JobError
+from models.ids import new_id
+from models.inspection import DatasetInspection, NetworkInspection
+from models.statuses import UploadStatus
+from models.tables import Dataset, Job, Network, dump
+
+Upload = Network | Dataset
+UploadTable = type[Network] | type[Dataset]
+
+TABLES: dict[str, UploadTable] = {"network": Network, "dataset": Dataset}
+PREFIXES: dict[UploadTable, str] = {Network: "net", Dataset: "dat"}
+
+
+def add_upload(session: Session, table: UploadTable, *, tenant: str, name: str, blob: Blob, now: datetime) -> Upload:
+    """Insert the row of bytes that are already in the blob store; its inspection waits."""
+    row = table(
+        id=new_id(PREFIXES[table]),
+        tenant=tenant,
+        name=name,
+        sha256=blob.sha256,
+        size_bytes=blob.size_bytes,
+        status=UploadStatus.INSPECTING.value,
+        attempt=0,
+        strikes=0,
+        created_at=now,
+    )
+    session.add(row)
+    session.flush()
+    return row
+
+
+def claim_upload(session: Session, *, lease_until: datetime) -> Upload | None:
+    """Take the oldest upload that waits for inspection, with a new attempt; `None`: none waits."""
+    first: list[tuple[datetime, str, UploadTable]] = []
+    for table in PREFIXES:
+        waiting = select(table.created_at, table.id).where(_waiting(table)).order_by(table.created_at, table.id)
+        row = session.execute(waiting.limit(1).with_for_update(skip_locked=True)).one_or_none()
+        if row is not None:
+            first.append((row.created_at, row.id, table))
+    if not first:
+        return None
+    _, upload_id, table = min(first, key=lambda candidate: candidate[:2])
+    guard = and_(table.id == upload_id, _waiting(table))
+    return _change(session, table, guard, attempt=table.attempt + 1, lease_expires_at=lease_until)
+
+
+def beat_upload(session: Session, table: UploadTable, upload_id: str, attempt: int, lease_until: datetime) -> bool:
+    """Renew the lease; `False`: this attempt holds the upload no more."""
+    return _change(session, table, _held(table, upload_id, attempt), lease_expires_at=lease_until) is not None
+
+
+def accept_upload(
+    session: Session,
+    table: UploadTable,
+    upload_id: str,
+    attempt: int,
+    inspection: NetworkInspection | DatasetInspection,
+) -> bool:
+    """inspecting -> ready."""
+    guard = _held(table, upload_id, attempt)
+    values = {"status": UploadStatus.READY, "inspection": dump(inspection), "lease_expires_at": None}
+    return _change(session, table, guard, **values) is not None
+
+
+def reject_upload(session: Session, table: UploadTable, upload_id: str, attempt: int, error: JobError) -> bool:
+    """inspecting -> rejected."""
+    guard = _held(table, upload_id, attempt)
+    values = {"status": UploadStatus.REJECTED, "error": dump(error), "lease_expires_at": None}
+    return _change(session, table, guard, **values) is not None
+
+
+def give_back_upload(session: Session, table: UploadTable, upload_id: str, attempt: int) -> bool:
+    """The worker stops: the inspection waits again, without a strike."""
+    return _change(session, table, _held(table, upload_id, attempt), lease_expires_at=None) is not None
+
+
+def strike_upload(
+    session: Session, table: UploadTable, upload_id: str, attempt: int, error: JobError, max_strikes: int
+) -> UploadStatus | None:
+    """The inspection ended badly and another may do better: it waits again with one strike more, or is rejected with
+    `error` when that was the last one allowed. Returns the status it has now; `None`: not this attempt's any more."""
+    row = _end_attempt(session, table, _held(table, upload_id, attempt), error, max_strikes)
+    return None if row is None else UploadStatus(row.status)
+
+
+def sweep_uploads(session: Session, *, max_strikes: int, now: datetime) -> list[tuple[str, UploadStatus]]:
+    """End, as `strike_upload` does, every inspection whose lease ran out. Safe to run twice, and beside itself."""
+    error = Failure(Code.WORKER_LOST, "The worker stopped answering while it inspected this file.").as_error()
+    changed: list[tuple[str, UploadStatus]] = []
+    for table in PREFIXES:
+        lapsed = and_(table.status == UploadStatus.INSPECTING, table.lease_expires_at < now)
+        rows = session.execute(
+            select(table.id, table.attempt).where(lapsed).order_by(table.id).with_for_update(skip_locked=True)
+        ).all()
+        for upload_id, attempt in rows:
+            guard = and_(_held(table, upload_id, attempt), lapsed)
+            row = _end_attempt(session, table, guard, error, max_strikes)
+            if row is not None:
+                changed.append((upload_id, UploadStatus(row.status)))
+    return changed
+
+
+def waiting_count(session: Session) -> int:
+    """How many uploads wait for inspection."""
+    return sum(len(session.scalars(select(table.id).where(_waiting(table))).all()) for table in PREFIXES)
+
+
+def delete_upload(session: Session, table: UploadTable, tenant: str, upload_id: str) -> bool:
+    """Delete the row; `False`: the tenant has no such upload. Its bytes are for the collector of blobs.
+
+    Raises `Failure` with `in_use` while a job names it, also an ended one: its report speaks of this file."""
+    mine = and_(table.id == upload_id, table.tenant == tenant)
+    used = exists().where(or_(Job.network_id == upload_id, Job.dataset_id == upload_id))
+    in_use = Failure(Code.IN_USE, "A job uses it. Delete that job first, once it has ended.", where=upload_id)
+    try:
+        if session.scalar(delete(table).where(mine, ~used).returning(table.id)) is not None:
+            return True
+    except IntegrityError as error:  # a job was submitted in this moment
+        raise in_use from error
+    if session.scalar(select(table.id).where(mine)) is None:
+        return False
+    raise in_use
+
+
+def _waiting(table: UploadTable) -> ColumnElement[bool]:
+    return and_(table.status == UploadStatus.INSPECTING, table.lease_expires_at.is_(None))
+
+
+def _held(table: UploadTable, upload_id: str, attempt: int) -> ColumnElement[bool]:
+    return and_(
+        table.id == upload_id,
+        table.attempt == attempt,
+        table.status == UploadStatus.INSPECTING,
+        table.lease_expires_at.is_not(None),
+    )
+
+
+def _end_attempt(
+    session: Session, table: UploadTable, guard: ColumnElement[bool], error: JobError, max_strikes: int
+) -> Upload | None:
+    retried = table.strikes + 1 < max_strikes
+    return _change(
+        session,
+        table,
+        guard,
+        status=case((retried, UploadStatus.INSPECTING), else_=UploadStatus.REJECTED),
+        strikes=table.strikes + 1,
+        error=case((retried, null()), else_=literal(dump(error), table.error.type)),
+        lease_expires_at=None,
+    )
+
+
+def _change(session: Session, table: UploadTable, guard: ColumnElement[bool], **values: object) -> Upload | None:
+    """The one place where an upload's status is written."""
+    statement = (
+        update(table)
+        .where(guard)
+        .values(**values)
+        .returning(table)
+        .execution_options(synchronize_session=False, populate_existing=True)
+    )
+    return cast("Upload | None", session.scalars(statement).one_or_none())
