@@ -1,0 +1,190 @@
+"""Reading a `.pt2` without running anything in it. `torch.export.load` would be remote code execution."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from models.errors import Code, Failure
+from models.inspection import Notice, TensorInfo
+from worker.engine.ingest import schema
+from worker.engine.ingest.archive import FORMAT, GRAPH, MAXIMUM_JSON_BYTES, Archive
+from worker.engine.ingest.names import safe_name, safe_names
+from worker.engine.ingest.program import GraphBuilder, Program, dtype_name, symbol
+from worker.engine.ingest.rejected import bad_archive, rejected, shown
+from worker.engine.ingest.treespec import Tree, parse_treespec
+from worker.engine.ingest.trial import check_batch
+from worker.engine.ingest.weights import DTYPES, Tensors, read_tensors
+
+SCHEMA_MAJOR = 8
+
+
+def read_network(path: Path) -> Program:
+    """The network in a `.pt2` file.
+
+    Raises `Failure`: bad_archive, network_rejected, unsupported_op or not_trainable. Nothing else leaves, whatever the
+    file holds. The network itself is tried on shapes alone, and really run only where a fixed batch size must be shown
+    to be harmless.
+    """
+    archive = Archive(path)
+    try:
+        if FORMAT in archive and archive.read(FORMAT, 16) != b"pt2":
+            raise bad_archive("the archive does not say that it is a pt2 archive")
+        document = archive.read(GRAPH, MAXIMUM_JSON_BYTES)
+        version = schema.parse(schema.Version, document, GRAPH).schema_version
+        if version.major != SCHEMA_MAJOR:
+            raise rejected(
+                f"the file follows export schema {version.major}.{version.minor}; {SCHEMA_MAJOR}.x is read: "
+                "export it again with torch 2.11 to 2.13"
+            )
+        module = schema.parse(schema.ExportedProgram, document, GRAPH).graph_module
+        tensors = read_tensors(archive)
+    finally:
+        archive.close()
+    return check_batch(_assemble(module, tensors))
+
+
+def _assemble(module: schema.GraphModule, tensors: Tensors) -> Program:
+    names = safe_names(list(tensors.values))
+    builder = GraphBuilder()
+    inputs, buffers, warnings = _inputs(module, builder, tensors, names)
+    builder.body(module.graph)
+    call = module.module_call_graph[0].signature
+    if call is None:
+        raise rejected("the file does not say how the network is called")
+    if parse_treespec(call.in_spec, "inputs").leaves != len([s for s in module.signature.input_specs if _is_user(s)]):
+        raise rejected("the structure of the inputs does not match their number")
+    outputs = _outputs(module, builder, parse_treespec(call.out_spec, "outputs"), {info.name for info in inputs})
+    values = {names[name]: tensor for name, tensor in tensors.values.items()}
+    _check_parameters(values, frozenset(names[name] for name in tensors.parameters), warnings)
+    return Program(
+        graph=builder.graph,
+        tensors=values,
+        parameters=frozenset(names[name] for name in tensors.parameters),
+        buffers=frozenset(names[name] for name in buffers),
+        constants=frozenset(names[name] for name in tensors.constants) - {names[name] for name in buffers},
+        inputs=inputs,
+        outputs=outputs,
+        renames={name: safe for name, safe in names.items() if name != safe},
+        warnings=tuple(warnings),
+    )
+
+
+def _is_user(spec: schema.InputSpec) -> bool:
+    return spec.kind in ("user_input", "constant_input")
+
+
+def _inputs(
+    module: schema.GraphModule, builder: GraphBuilder, tensors: Tensors, names: dict[str, str]
+) -> tuple[tuple[TensorInfo, ...], set[str], list[Notice]]:
+    specs, arguments = module.signature.input_specs, module.graph.inputs
+    if len(specs) != len(arguments):
+        raise rejected(f"the signature has {len(specs)} inputs, the graph {len(arguments)}")
+    infos: list[TensorInfo] = []
+    buffers: set[str] = set()
+    warnings: list[Notice] = []
+    for spec, argument in zip(specs, arguments, strict=True):
+        if spec.user_input is not None and argument.as_tensor is not None:
+            infos.append(_input(module.graph, argument.as_tensor.name, builder, warnings))
+        elif spec.user_input is not None and argument.kind != "as_none":
+            raise rejected(f"an input is {argument.kind[3:]}, not a tensor; export with tensors only")
+        elif not _is_user(spec):
+            name = _tensor_name(spec)
+            if name not in tensors.values:
+                raise rejected(f"the network uses the tensor {shown(name)}, which the file does not hold")
+            if spec.buffer is not None:
+                buffers.add(name)
+            builder.tensor(spec.value.arg.name, names[name])
+    if not infos:
+        raise rejected("the network has no tensor input")
+    return tuple(infos), buffers, warnings
+
+
+def _tensor_name(spec: schema.InputSpec) -> str:
+    if spec.parameter is not None:
+        return spec.parameter.parameter_name
+    if spec.buffer is not None:
+        return spec.buffer.buffer_name
+    assert spec.tensor_constant is not None
+    return spec.tensor_constant.tensor_constant_name
+
+
+def _input(graph: schema.Graph, name: str, builder: GraphBuilder, warnings: list[Notice]) -> TensorInfo:
+    """Dimension 0 may vary; other sizes that vary are taken as they were in the export's example."""
+    meta = graph.tensor_values.get(name)
+    if meta is None:
+        raise rejected(f"the file does not say what shape the input {shown(name)} has")
+    node = builder.placeholder(name, meta)
+    shape: list[int | None] = []
+    for position, size in enumerate(meta.sizes):
+        if size.as_expr is None:
+            shape.append(size.as_int)
+            continue
+        hint = size.as_expr.hint.as_int if size.as_expr.hint else None
+        if position == 0 and symbol(size):
+            shape.append(None)
+            continue
+        if hint is None:
+            raise rejected(f"dimension {position} of the input {node.name} varies and the file has no example size")
+        shape.append(hint)
+        warnings.append(
+            Notice(
+                code="size_fixed",
+                message=f"Dimension {position} of the input {node.name} may vary in the file; it is taken as {hint}.",
+            )
+        )
+    if any(size is not None and not 0 < size <= 2**31 for size in shape):
+        raise rejected(f"the input {node.name} has the shape {shape}", node.name)
+    node.meta["shape"] = shape
+    return TensorInfo(name=node.name, dtype=dtype_name(DTYPES[meta.dtype]), shape=shape)
+
+
+def _outputs(module: schema.GraphModule, builder: GraphBuilder, tree: Tree, taken: set[str]) -> tuple[TensorInfo, ...]:
+    specs, arguments = module.signature.output_specs, module.graph.outputs
+    if len(specs) != len(arguments):
+        raise rejected(f"the signature has {len(specs)} outputs, the graph {len(arguments)}")
+    for spec in specs:
+        if spec.user_output is None:
+            raise rejected(
+                f"the network changes a tensor it is given or holds ({spec.kind}); "
+                "call `module.eval()` before exporting and keep no state"
+            )
+    values = [builder.output_value(argument) for argument in arguments]
+    if tree.leaves != len(values):
+        raise rejected("the structure of the outputs does not match their number")
+    builder.graph.output(tree.fill(iter(values)))
+    infos = []
+    for path, value in zip(tree.paths(), values, strict=True):
+        if value is not None:
+            name = _output_name(path, taken)
+            taken.add(name)
+            infos.append(TensorInfo(name=name, dtype=dtype_name(value.meta["dtype"]), shape=list(value.meta["shape"])))
+    if not infos:
+        raise rejected("the network has no tensor output")
+    return tuple(infos)
+
+
+def _output_name(path: tuple[str | int, ...], taken: set[str]) -> str:
+    """`output` for the only one, `output_1` by position, or the dict's key."""
+    base = safe_name("_".join(str(part) for part in path), "output")
+    name, number = base, 1
+    while name in taken:
+        number += 1
+        name = f"{base}_{number}"
+    return name
+
+
+def _check_parameters(values: dict[str, Tensor], parameters: frozenset[str], warnings: list[Notice]) -> None:
+    if sum(values[name].numel() for name in parameters) == 0:
+        raise Failure(Code.NOT_TRAINABLE, "the network has no parameters, so there is nothing to compress")
+    broken = sorted(
+        name for name, value in values.items() if value.is_floating_point() and not bool(torch.isfinite(value).all())
+    )
+    broken = [name for name in broken if name in parameters]
+    if broken:
+        listed = ", ".join(broken[:5]) + (" …" if len(broken) > 5 else "")
+        warnings.append(
+            Notice(code="nonfinite_weights", message=f"{len(broken)} parameters hold NaN or infinity: {listed}.")
+        )

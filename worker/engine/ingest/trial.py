@@ -1,0 +1,169 @@
+"""The first trial of a network: on shapes alone, within a budget, at several batch sizes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._pytree import tree_leaves
+
+from models.inspection import TensorInfo
+from worker.engine.ingest.program import Program
+from worker.engine.ingest.rejected import rejected
+
+MAXIMUM_ACTIVATION_BYTES = 16 << 30
+"""For all values of one forward pass of two samples."""
+TRIED_BATCHES = (2, 3)
+
+
+def check_batch(program: Program) -> Program:
+    """The program with its output shapes filled in and, where that is sound, its batch dimension set free.
+
+    Raises `Failure` (network_rejected) when the network does not run, is too large, or is bound to one batch size.
+    """
+    fixed = [info for info in program.inputs if info.shape[:1] != [None]]
+    if any(not info.shape for info in program.inputs):
+        raise rejected(f"the input {fixed[0].name} is a single number; dimension 0 of every input must be the batch")
+    if not fixed:
+        try:
+            first, second = (_shapes(program, batch) for batch in TRIED_BATCHES)
+        except _DoesNotRun as error:
+            raise rejected(f"the network does not run: {error}") from error
+        return replace(program, outputs=_outputs(program, first, second))
+    sizes = {info.shape[0] for info in fixed}
+    if len(sizes) > 1 or len(fixed) != len(program.inputs):
+        raise rejected(f"dimension 0 of the input {fixed[0].name} is fixed to {fixed[0].shape[0]}; {_DYNAMIC}")
+    return _set_free(program, int(next(iter(sizes)) or 1))
+
+
+_DYNAMIC = (
+    "export with a dynamic batch: `dynamic_shapes` with `{0: torch.export.Dim.AUTO}` for every input, "
+    "as `modelpress prepare` does"
+)
+
+
+def _set_free(program: Program, exported: int) -> Program:
+    """A network exported with one batch size: free when other sizes really run and give each sample the same output."""
+    free = replace(
+        program, inputs=tuple(info.model_copy(update={"shape": [None, *info.shape[1:]]}) for info in program.inputs)
+    )
+    try:
+        same, other = _shapes(free, exported), _shapes(free, exported + 1)
+    except _DoesNotRun as error:
+        raise rejected(f"the network only runs with a batch of {exported} ({error}); {_DYNAMIC}") from error
+    outputs = _outputs(program, same, other)
+    if any(info.shape[:1] != [None] for info in outputs) or not _independent(free, exported):
+        raise rejected(f"the network gives other results unless the batch is {exported}; {_DYNAMIC}")
+    for node, info in zip((n for n in program.graph.nodes if n.op == "placeholder"), free.inputs, strict=True):
+        node.meta["shape"] = info.shape
+    return replace(free, outputs=outputs)
+
+
+class _DoesNotRun(Exception):
+    pass
+
+
+class _Run(fx.Interpreter):
+    """Runs the graph node by node over given tensors."""
+
+    def __init__(self, program: Program, tensors: dict[str, Tensor]) -> None:
+        super().__init__(nn.Module(), garbage_collect_values=True, graph=program.graph)
+        self._tensors = tensors
+        self.total_bytes = 0
+
+    def fetch_attr(self, target: str) -> Any:
+        return self._tensors[target]
+
+    def run_node(self, n: fx.Node) -> Any:
+        try:
+            result = super().run_node(n)
+        except Exception as error:
+            layer = n.meta.get("layer")
+            place = f"{n.name} in layer {layer}" if layer else n.name
+            raise _DoesNotRun(
+                f"{place}: {str(error).splitlines()[0][:200] if str(error) else type(error).__name__}"
+            ) from error
+        if n.op == "call_function":
+            for value in tree_leaves(result):
+                if isinstance(value, Tensor):
+                    self.total_bytes += value.numel() * value.element_size()
+            if self.total_bytes > MAXIMUM_ACTIVATION_BYTES:
+                raise rejected(
+                    f"the values of one forward pass need more than {MAXIMUM_ACTIVATION_BYTES >> 30} GiB; "
+                    "export the network for a smaller input",
+                    n.meta.get("layer"),
+                )
+        return result
+
+
+Shapes = dict[fx.Node, tuple[torch.dtype, tuple[int, ...]]]
+
+
+def _shapes(program: Program, batch: int) -> Shapes:
+    """Dtype and shape of every tensor node for `batch` samples; nothing is computed."""
+    with FakeTensorMode() as mode:
+        fakes: dict[int, FakeTensor] = {}
+        tensors: dict[str, Tensor] = {
+            name: fakes.setdefault(id(tensor), mode.from_tensor(tensor)) for name, tensor in program.tensors.items()
+        }
+        run = _Shapes(program, tensors)
+        inputs = [
+            torch.empty([batch if size is None else size for size in info.shape], dtype=getattr(torch, info.dtype))
+            for info in program.inputs
+        ]
+        with torch.no_grad():
+            run.run(*inputs)
+    return run.shapes
+
+
+class _Shapes(_Run):
+    def __init__(self, program: Program, tensors: dict[str, Tensor]) -> None:
+        super().__init__(program, tensors)
+        self.shapes: Shapes = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if isinstance(result, Tensor):
+            self.shapes[n] = (result.dtype, tuple(result.shape))
+        return result
+
+
+def _outputs(program: Program, first: Shapes, second: Shapes) -> tuple[TensorInfo, ...]:
+    """Write `shape` and `dtype` on every node; sizes that differ between the two runs vary. Returns the outputs."""
+    for node, (dtype, shape) in first.items():
+        varying = [size if size == again else None for size, again in zip(shape, second[node][1], strict=True)]
+        node.meta["shape"], node.meta["dtype"] = varying, dtype
+    (output,) = [node for node in program.graph.nodes if node.op == "output"]
+    values = [value for value in tree_leaves(output.args[0]) if value is not None]
+    return tuple(
+        TensorInfo(name=info.name, dtype=str(node.meta["dtype"]).removeprefix("torch."), shape=node.meta["shape"])
+        for info, node in zip(program.outputs, values, strict=True)
+    )
+
+
+def _independent(program: Program, exported: int) -> bool:
+    """Whether the first samples get the same outputs in a larger batch."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = [_random(info, exported + 1, generator) for info in program.inputs]
+    with torch.no_grad():
+        larger = _Run(program, program.tensors).run(*[tensor.clone() for tensor in inputs])
+        exact = _Run(program, program.tensors).run(*[tensor[:exported].clone() for tensor in inputs])
+    pairs = [
+        (first, second[:exported])
+        for first, second in zip(tree_leaves(exact), tree_leaves(larger), strict=True)
+        if isinstance(first, Tensor)
+    ]
+    return all(
+        torch.allclose(first.double(), second.double(), rtol=1e-4, atol=1e-5, equal_nan=True) for first, second in pairs
+    )
+
+
+def _random(info: TensorInfo, batch: int, generator: torch.Generator) -> Tensor:
+    shape = [batch, *(size or 1 for size in info.shape[1:])]
+    dtype: torch.dtype = getattr(torch, info.dtype)
+    if dtype.is_floating_point:
+        return torch.randn(shape, generator=generator).to(dtype)
+    return torch.randint(0, 2, shape, generator=generator).to(dtype)
