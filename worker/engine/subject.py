@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from models.inspection import TensorInfo
+from worker.engine.graph.integer import Quantization, integer_network
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class Subject:
 
     `original` is an untouched copy: the teacher, the mask check's other side, the report's "before".
     `inputs` and `outputs` name the tensors in call order; a `None` size may vary and dimension 0 is the batch.
-    `quantization` is set by the quantize step and read by export: which values of `graph` are 8-bit, and how.
+    `quantization` is set by the quantize step: which values of `graph` (then folded, its weights on their 8-bit
+    grid) are integers, and how.
     """
 
     graph: fx.GraphModule
@@ -39,7 +41,7 @@ class Subject:
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     records: list[Record] = field(default_factory=list)
-    quantization: Any = None
+    quantization: Quantization | None = None
 
     @classmethod
     def of(cls, graph: fx.GraphModule, inputs: tuple[TensorInfo, ...], outputs: tuple[TensorInfo, ...]) -> Subject:
@@ -47,6 +49,10 @@ class Subject:
         original = copy.deepcopy(graph)
         original.requires_grad_(False)
         return cls(graph, original, inputs, outputs)
+
+    def network(self) -> fx.GraphModule:
+        """What is delivered: `graph`, or what it computes in 8-bit integers once it is quantized (built anew)."""
+        return self.graph if self.quantization is None else integer_network(self.graph, self.quantization)
 
     def example_inputs(self, batch: int = 2, seed: int = 0) -> tuple[Tensor, ...]:
         """Random inputs, `batch` samples: normal for floats, zeros and ones for integers (always valid indices)."""

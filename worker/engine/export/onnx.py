@@ -1,0 +1,98 @@
+"""A graph as one ONNX file, float or 8-bit in the dialect that ONNX Runtime's integer kernels fuse."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnxscript import ir, opset18
+from torch import fx
+
+from models.errors import Code, Failure
+from worker.engine.export.dynamic import dynamic_shapes
+from worker.engine.graph.integer import DEQUANTIZE, ROUND_TRIP
+from worker.engine.subject import Subject
+
+
+def export_onnx(graph: fx.GraphModule, subject: Subject, path: Path) -> None:
+    """Write `graph` (`subject.network()` or `subject.original`) with the input and output names of `subject`.
+
+    One file, sizes that may vary stay open, nothing of this machine inside. An integer network comes out as
+    QuantizeLinear and DequantizeLinear (uint8 values, int8 weights an output channel, int32 biases).
+    Raises `Failure(UNSUPPORTED_HERE)` when the exporter cannot write an operator.
+    """
+    inputs = subject.example_inputs()
+    with _quiet():
+        try:
+            program = torch.onnx.export(
+                graph.to("cpu").eval(),
+                inputs,
+                dynamo=True,
+                verbose=False,
+                input_names=[info.name for info in subject.inputs],
+                output_names=[info.name for info in subject.outputs],
+                dynamic_shapes=dynamic_shapes(subject),
+                custom_translation_table={ROUND_TRIP: _round_trip, DEQUANTIZE: _dequantize},
+            )
+        except torch.onnx.errors.OnnxExporterError as error:
+            cause = error.__cause__ or error
+            raise Failure(
+                Code.UNSUPPORTED_HERE,
+                f"the network cannot be written as ONNX ({str(cause).splitlines()[0][:300]}); ask for `pt2` only",
+                where=path.name,
+            ) from error
+    if program is None:
+        raise Failure(Code.INTERNAL, "the ONNX exporter returned nothing", where=path.name)
+    model = ir.serde.serialize_model(program.model)
+    _strip(model)
+    onnx.save_model(model, path)
+
+
+_op: Any = opset18
+
+
+def _round_trip(x: Any, scale: float, zero_point: int) -> Any:
+    step = _op.Constant(value_float=scale)
+    zero = _op.Constant(value=ir.tensor(np.array(zero_point, np.uint8)))
+    return _op.DequantizeLinear(_op.QuantizeLinear(x, step, zero), step, zero)
+
+
+def _dequantize(integers: Any, scale: Any, axis: int) -> Any:
+    # Optional in ONNX, but ONNX Runtime only fuses QGemm when the zero points are written out.
+    zeros = ir.tensor(np.zeros(integers.shape[axis], integers.dtype.numpy()))
+    return _op.DequantizeLinear(integers, scale, _op.Constant(value=zeros), axis=axis)
+
+
+def _strip(model: onnx.ModelProto) -> None:
+    """Take out stack traces, host paths and the shapes of inner values, which runtimes infer."""
+    model.doc_string = ""
+    del model.metadata_props[:]
+    graph = model.graph
+    graph.doc_string = ""
+    del graph.metadata_props[:]
+    del graph.value_info[:]
+    for part in [*graph.node, *graph.input, *graph.output, *graph.initializer]:
+        part.doc_string = ""
+        del part.metadata_props[:]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter talks on stdout and in warnings, and logs whole graphs."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,33 @@
+"""A graph as a `.pt2` file that plain torch loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import fx
+
+from worker.engine.export.dynamic import dynamic_shapes
+from worker.engine.graph.integer import in_plain_aten
+from worker.engine.subject import Subject
+
+_TRACES = ("custom", "from_node", "nn_module_stack", "source_fn_stack", "stack_trace", "torch_fn")
+
+
+def export_pt2(graph: fx.GraphModule, subject: Subject, path: Path) -> None:
+    """Write `graph` (`subject.network()` or `subject.original`) with its parameter names.
+
+    Sizes that may vary stay open. No stack traces, no example inputs (they would be a pickle, with whole storages).
+    An integer network holds int8 weights and computes in floating point on rounded values: a file to hand on, not a
+    fast one.
+    """
+    plain = in_plain_aten(graph.to("cpu").eval())
+    with torch.no_grad():
+        program = torch.export.export(plain, subject.example_inputs(), dynamic_shapes=dynamic_shapes(subject))
+    for module in program.graph_module.modules():
+        if isinstance(module, fx.GraphModule):
+            for node in module.graph.nodes:
+                for key in _TRACES:
+                    node.meta.pop(key, None)
+    program.example_inputs = None
+    torch.export.save(program, path)
