@@ -1,0 +1,104 @@
+"""The command `modelpress`.
+
+Exit status: 0 done (or the job succeeded), 1 the job failed or the file is refused, 2 wrong usage or the service said
+no, 3 the job was cancelled, 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.markup import escape
+
+from modelpress import commands
+from modelpress.outcomes import ApiError, DownloadError, ModelpressError, PrepareError, UploadRejected
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status."""
+    options = _parser().parse_args(arguments)
+    problems = Console(stderr=True, highlight=False, soft_wrap=True)
+    try:
+        status: int = options.run(options)
+        return status
+    except KeyboardInterrupt:
+        problems.print("Stopped.")
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+    except (PrepareError, UploadRejected, DownloadError) as error:
+        problems.print(f"[red]error:[/red] {escape(str(error))}")
+        return 1
+    except (ApiError, ModelpressError, OSError, TimeoutError) as error:
+        problems.print(f"[red]error:[/red] {escape(str(error))}")
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="modelpress", description="Make a trained network smaller and faster.")
+    parser.add_argument("--url", help="the service (default: $MODELPRESS_URL, else http://127.0.0.1:8000)")
+    parser.add_argument("--key", help="the API key (better: $MODELPRESS_KEY, which other users cannot see)")
+    command = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        added = command.add_parser(name, help=text, description=text[:1].upper() + text[1:] + ".")
+        added.set_defaults(run=getattr(commands, name))
+        return added
+
+    prepare = add("prepare", "export a network of yours to a .pt2 file, on this machine")
+    prepare.add_argument("source", help="MODULE:FUNCTION or FILE.py:FUNCTION that makes it; or a Hugging Face folder")
+    prepare.add_argument("-o", "--output", default="network.pt2")
+    prepare.add_argument(
+        "--example",
+        action="append",
+        metavar="SHAPE[:DTYPE]",
+        help="shape of an input with its batch, as 1,3,224,224 or 1,128:int64; once for each input",
+    )
+
+    check = add("check", "read a .pt2 file as the service would, on this machine")
+    check.add_argument("file")
+    check.add_argument("--json", action="store_true", help="everything that was found, as JSON")
+
+    upload = add("upload", "send a network (.pt2) or a data set (.npz, zip of image folders)")
+    upload.add_argument("file")
+    upload.add_argument("--data", action="store_true", help="the file is a data set (default: by its ending)")
+    upload.add_argument("--name")
+
+    compress = add("compress", "send a network and data, wait, and fetch the result")
+    compress.add_argument("file")
+    compress.add_argument("--data", metavar="FILE", help="labelled or unlabelled samples")
+    compress.add_argument("--preset", default="balanced", help="see the service's /presets (default: %(default)s)")
+    compress.add_argument("-o", "--output", metavar="DIR", help="where the result goes (default: the job's id)")
+
+    submit = add("submit", "queue a job from a spec (JSON; - reads it from standard input)")
+    submit.add_argument("spec")
+    submit.add_argument("--dry-run", action="store_true", help="check it and show what would be done")
+    submit.add_argument("--wait", action="store_true", help="watch it until it has finished")
+
+    jobs = add("jobs", "list jobs, newest first")
+    jobs.add_argument("--status")
+    jobs.add_argument("--limit", type=int, default=20)
+
+    watch = add("watch", "watch a job until it has finished")
+    watch.add_argument("job")
+
+    log = add("log", "print the engine's log of a job")
+    log.add_argument("job")
+
+    cancel = add("cancel", "stop a job")
+    cancel.add_argument("job")
+
+    fetch = add("fetch", "fetch the files of a job, each checked against its SHA-256")
+    fetch.add_argument("job")
+    fetch.add_argument("-o", "--output", metavar="DIR", help="default: the job's id")
+
+    add("demo", "show everything on this machine: a service of its own, a small network, real data")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

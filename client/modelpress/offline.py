@@ -1,0 +1,57 @@
+"""`check`: read a network with the engine's own reader on this machine, before anything is sent."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from modelpress.outcomes import ModelpressError, PrepareError, describe_error
+from modelpress.types import Json
+
+
+def check(path: str | Path) -> Json:
+    """What the service would find in a `.pt2` file: format, inputs, outputs, layers, groups, warnings.
+
+    The reader runs in a process of its own and needs the engine: `pip install 'modelpress[worker]'`.
+    Raises PrepareError when the service would refuse the file, ModelpressError when the engine is not installed.
+    """
+    file = Path(path).resolve()
+    if not file.is_file():
+        raise PrepareError(f"There is no file {path}.")
+    with tempfile.TemporaryDirectory(prefix="modelpress-check-") as folder:
+        request = Path(folder) / "request.json"
+        request.write_text(json.dumps({"kind": "inspect_network", "network": {"path": str(file)}}))
+        # -P: a folder `models` or `worker` where the person stands must not hide the engine's.
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "worker.engine", str(request)],
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    for event in reversed(_events(done.stdout)):
+        if event.get("type") == "inspected" and isinstance(event.get("inspection"), dict):
+            inspection: Json = event["inspection"]
+            return inspection
+        if event.get("type") == "failed":
+            raise PrepareError(f"{file.name}: {describe_error(event.get('error'))}")
+    if "No module named" in done.stderr:
+        missing = done.stderr.strip().splitlines()[-1]
+        raise ModelpressError(f"check needs the engine: `pip install 'modelpress[worker]'` ({missing}).")
+    raise ModelpressError(f"The engine ended with status {done.returncode}: {done.stderr.strip()[-600:]}")
+
+
+def _events(output: str) -> list[Json]:
+    events = []
+    for line in output.splitlines():
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(event, dict):
+            events.append(event)
+    return events

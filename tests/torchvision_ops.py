@@ -1,0 +1,20 @@
+"""torchvision, which transformers and timm import, beside a torch build that its operators do not load into."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import torch
+
+_KEPT: list[torch.library.Library] = []
+
+
+def declare() -> None:
+    """Declare the two operators whose absence stops `import torchvision`; does nothing where they load."""
+    if _KEPT or importlib.util.find_spec("torchvision") is None:
+        return
+    if torch.__version__.endswith("+cpu"):
+        library = torch.library.Library("torchvision", "DEF")
+        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _KEPT.append(library)
