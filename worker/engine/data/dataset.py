@@ -95,6 +95,12 @@ class Dataset:
         if self.class_count is None or len(output.shape) < 2:
             return
         channels = output.shape[1]
+        if channels is not None and channels <= 5 and self.metric == "top5_accuracy":
+            raise Failure(
+                Code.DATASET_MISMATCH,
+                f"The metric 'top5_accuracy' says nothing about {channels} classes; use 'accuracy'.",
+                where="/data/metric",
+            )
         if channels is None or (channels == 1 and self.class_count <= 2):
             return
         if self.class_count > channels or (self.task == "multilabel" and self.class_count != channels):

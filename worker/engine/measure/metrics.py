@@ -138,11 +138,16 @@ def at_chance(metric: str, value: float, dataset: Dataset) -> bool:
 
 def metric_value(name: str, value: float, count: int, split: Split) -> MetricValue:
     """Raises Failure(NAN_LOSS) for a value that is not finite: the network's outputs are not."""
-    if not -float("inf") < value < float("inf"):
-        raise Failure(
-            Code.NAN_LOSS, f"The network's outputs on the {split.name} data are not finite ({name}: {value})."
-        )
+    require_finite(name, value, split)
     return MetricValue(value=value, n=count, split=split.name)
+
+
+def require_finite(name: str, value: float, split: Split) -> None:
+    """Raises Failure(NAN_LOSS) for a metric or loss that is NaN or infinite."""
+    if not math.isfinite(value):
+        raise Failure(
+            Code.NAN_LOSS, f"Outputs of the network on the {split.name} data are not finite ({name}: {value})."
+        )
 
 
 def _constant_answer(metric: Metric, labels: Tensor, dataset: Dataset) -> float:

@@ -1,0 +1,221 @@
+"""The one training loop.
+
+For each epoch: go through the training samples in a new order, step against the gradient of the loss, judge the
+network on the validation samples, and keep the weights if they are the best so far. The weights from before the first
+epoch take part in that contest, so the result is never judged worse than the start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.errors import Code, Failure
+from worker.engine.data.dataset import Batch, Split
+from worker.engine.train.state import TrainingState, capture, copy_weights, device_of, load_weights, restore
+
+WARM_UP = 0.1
+"""Share of all steps in which the learning rate rises."""
+LARGEST_GRADIENT = 1.0
+"""Gradients are scaled down to this norm (Pascanu et al., 2013)."""
+REPORTS_PER_EPOCH = 10
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and how fast. `learning_rate` is the peak of the schedule."""
+
+    epochs: int
+    learning_rate: float
+    weight_decay: float
+    batch_size: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The network on the validation samples: `score` (higher is better) decides, then the lower `loss`."""
+
+    score: float
+    loss: float
+
+    def beats(self, other: Verdict) -> bool:
+        return (self.score, -self.loss) > (other.score, -other.loss)
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One line of a training log; epoch 0 is the state before training, which has no training loss."""
+
+    epoch: int
+    train_loss: float | None
+    verdict: Verdict
+
+
+@dataclass
+class Log:
+    """Every epoch so far and which was best."""
+
+    epochs: list[Epoch] = field(default_factory=list)
+    best: int = 0
+
+    def add(self, epoch: Epoch) -> bool:
+        """Whether it is the best so far."""
+        self.epochs.append(epoch)
+        if len(self.epochs) == 1 or epoch.verdict.beats(self.epochs[self.best].verdict):
+            self.best = len(self.epochs) - 1
+            return True
+        return False
+
+    def as_data(self) -> dict[str, Any]:
+        return {"best": self.best, "epochs": [asdict(epoch) for epoch in self.epochs]}
+
+    @classmethod
+    def from_data(cls, data: dict[str, Any]) -> Log:
+        epochs = [Epoch(row["epoch"], row["train_loss"], Verdict(**row["verdict"])) for row in data["epochs"]]
+        return cls(epochs, data["best"])
+
+
+def train(
+    network: nn.Module,
+    samples: Split,
+    loss_of: Callable[[Batch], Tensor],
+    judge: Callable[[], Verdict],
+    plan: Plan,
+    *,
+    on_progress: Callable[[float, int], None] = lambda fraction, epoch: None,
+    on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+    on_state: Callable[[TrainingState], None] | None = None,
+    resume: TrainingState | None = None,
+) -> Log:
+    """Train `network` in place and leave the best weights in it, in eval mode.
+
+    `loss_of` runs the network on a batch; `judge` looks at the validation samples. `on_progress` gets the share of
+    the whole run that is done, several times an epoch; `on_state` gets a state after each epoch, and `resume` takes
+    one: what follows is then bit for bit what would have followed. On a CPU the same seed gives the same weights.
+    Raises Failure: NOT_TRAINABLE when no gradient reaches a parameter, NAN_LOSS when the loss is not finite.
+    """
+    device = device_of(network)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), _trainable(network):
+        torch.manual_seed(plan.seed)
+        order = torch.Generator().manual_seed(plan.seed)
+        optimizer = _optimizer(network, plan)
+        if resume is None:
+            log = Log()
+            log.add(Epoch(0, None, judge()))
+            best = copy_weights(network)
+            on_epoch(log.epochs[0])
+        else:
+            log = Log.from_data(resume.data)
+            best = restore(resume, network, optimizer, order)
+
+        for epoch in range(len(log.epochs), plan.epochs + 1):
+            train_loss = _one_epoch(network, samples, loss_of, optimizer, order, plan, epoch, on_progress)
+            line = Epoch(epoch, train_loss, judge())
+            if log.add(line):
+                best = copy_weights(network)
+            on_epoch(line)
+            if on_state is not None:
+                on_state(capture(network, optimizer, order, best, log.as_data()))
+
+        load_weights(network, best)
+    return log
+
+
+def learning_rate_at(step: int, steps: int, peak: float) -> float:
+    """One cycle over `steps` steps (Smith and Topin, 2017): a linear rise over the first tenth, then a cosine to 0."""
+    rising = max(1, round(WARM_UP * steps))
+    if step < rising:
+        return peak * (step + 1) / rising
+    return peak * 0.5 * (1.0 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
+
+
+def _one_epoch(
+    network: nn.Module,
+    samples: Split,
+    loss_of: Callable[[Batch], Tensor],
+    optimizer: torch.optim.Optimizer,
+    order: torch.Generator,
+    plan: Plan,
+    epoch: int,
+    on_progress: Callable[[float, int], None],
+) -> float:
+    """The mean training loss."""
+    device = device_of(network)
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    steps = math.ceil(len(samples) / plan.batch_size)
+    _train_mode(network, alone=min(plan.batch_size, len(samples)) == 1)
+    total = torch.zeros((), device=device)
+    seen = 0
+    for step, batch in enumerate(samples.batches(plan.batch_size, generator=order)):
+        if len(batch) == 1 and steps > 1 and plan.batch_size > 1:
+            continue  # BatchNorm cannot normalise a single sample; another one is left over in the next epoch.
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate_at((epoch - 1) * steps + step, plan.epochs * steps, plan.learning_rate)
+        loss = loss_of(batch.to(device))
+        if not loss.requires_grad:
+            raise Failure(Code.NOT_TRAINABLE, "No gradient reaches the network's parameters from the loss.")
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        nn.utils.clip_grad_norm_(parameters, LARGEST_GRADIENT)
+        optimizer.step()
+        total += loss.detach() * len(batch)
+        seen += len(batch)
+        if step % max(1, steps // REPORTS_PER_EPOCH) == 0 or step == steps - 1:
+            _require_finite(total, epoch, step + 1)
+            on_progress((epoch - 1 + (step + 1) / steps) / plan.epochs, epoch)
+    _require_finite(total, epoch, steps)
+    return float(total) / seen
+
+
+def _optimizer(network: nn.Module, plan: Plan) -> torch.optim.Optimizer:
+    """AdamW; vectors and scalars (biases, norms) do not decay."""
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    if not parameters:
+        raise Failure(Code.NOT_TRAINABLE, "The network has no floating-point parameters, so nothing can be trained.")
+    return torch.optim.AdamW(
+        [
+            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": plan.weight_decay},
+            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        ],
+        lr=plan.learning_rate,
+    )
+
+
+@contextlib.contextmanager
+def _trainable(network: nn.Module) -> Iterator[None]:
+    """Gradients on for every floating-point parameter inside the block; flags as before, and eval mode, after it."""
+    flags = {name: parameter.requires_grad for name, parameter in network.named_parameters()}
+    for parameter in network.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    try:
+        yield
+    finally:
+        network.eval()
+        for name, parameter in network.named_parameters():
+            parameter.grad = None
+            parameter.requires_grad_(flags[name])
+
+
+def _train_mode(network: nn.Module, *, alone: bool) -> None:
+    """Training mode. `alone`: batches have one sample, so BatchNorm keeps using its running statistics."""
+    network.train()
+    if alone:
+        for module in network.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+
+
+def _require_finite(total: Tensor, epoch: int, step: int) -> None:
+    if not bool(torch.isfinite(total)):
+        raise Failure(
+            Code.NAN_LOSS,
+            f"The loss became NaN or infinite in epoch {epoch}, by step {step}; lower the learning rate.",
+            where=f"epoch {epoch}",
+        )

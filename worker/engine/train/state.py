@@ -1,0 +1,95 @@
+"""Everything a training run needs to go on as if it had never stopped: tensors and JSON, so safetensors can hold it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.errors import Code, Failure
+
+Weights = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """At the end of an epoch. `data` is JSON; the names in `tensors` begin with `network.`, `best.`, `optimizer.`
+    and `random.`."""
+
+    data: dict[str, Any]
+    tensors: Mapping[str, Tensor]
+
+
+def device_of(network: nn.Module) -> torch.device:
+    """Where its parameters are. Raises Failure(NOT_TRAINABLE) when there are none."""
+    for parameter in network.parameters():
+        return parameter.device
+    raise Failure(Code.NOT_TRAINABLE, "The network has no parameters, so nothing can be trained.")
+
+
+def weights_of(network: nn.Module) -> Weights:
+    """The network's own parameters and buffers, each once (tied ones share a name)."""
+    return dict(network.named_parameters()) | dict(network.named_buffers())
+
+
+def copy_weights(network: nn.Module) -> Weights:
+    return {name: tensor.detach().clone() for name, tensor in weights_of(network).items()}
+
+
+def load_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, tensor in weights_of(network).items():
+            tensor.copy_(weights[name])
+
+
+def capture(
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    order: torch.Generator,
+    best: Weights,
+    data: dict[str, Any],
+) -> TrainingState:
+    """Copies of everything. `order` is the generator that shuffles."""
+    tensors = {f"network.{name}": tensor for name, tensor in copy_weights(network).items()}
+    tensors |= {f"best.{name}": tensor for name, tensor in best.items()}
+    for name, parameter in network.named_parameters():
+        for kind, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"optimizer.{kind}.{name}"] = value.detach().clone()
+    tensors["random.order"] = order.get_state()
+    tensors["random.cpu"] = torch.get_rng_state()
+    device = device_of(network)
+    if device.type == "cuda":
+        tensors["random.cuda"] = torch.cuda.get_rng_state(device)
+    return TrainingState(data, tensors)
+
+
+def restore(
+    state: TrainingState, network: nn.Module, optimizer: torch.optim.Optimizer, order: torch.Generator
+) -> Weights:
+    """Put `state` back; the best weights so far come back."""
+    load_weights(network, _part(state, "network."))
+    device = device_of(network)
+    for name, parameter in network.named_parameters():
+        kinds = {
+            key.removeprefix("optimizer.").removesuffix(f".{name}"): value
+            for key, value in state.tensors.items()
+            if key in (f"optimizer.step.{name}", f"optimizer.exp_avg.{name}", f"optimizer.exp_avg_sq.{name}")
+        }
+        if kinds:
+            optimizer.state[parameter] = {
+                # AdamW keeps its step count on the CPU.
+                kind: value.clone() if kind == "step" else value.to(device, copy=True)
+                for kind, value in kinds.items()
+            }
+    order.set_state(state.tensors["random.order"])
+    torch.set_rng_state(state.tensors["random.cpu"])
+    if device.type == "cuda" and "random.cuda" in state.tensors:
+        torch.cuda.set_rng_state(state.tensors["random.cuda"], device)
+    return {name: value.to(device, copy=True) for name, value in _part(state, "best.").items()}
+
+
+def _part(state: TrainingState, prefix: str) -> Weights:
+    return {name.removeprefix(prefix): value for name, value in state.tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,166 @@
+"""The finetune step: train the network for a few epochs, on labels, on the original's answers, or on both."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from models.errors import Code, Failure
+from models.events import MetricEvent
+from models.metrics import METRICS
+from models.spec import FinetuneStep, Metric
+from models.statuses import Phase
+from worker.engine.data.dataset import Batch, Dataset
+from worker.engine.measure.meters import AgreementMeter, Meter, meter_for
+from worker.engine.measure.metrics import as_outputs, forward_of, index_outside, output_index, require_finite
+from worker.engine.run import Run
+from worker.engine.subject import Record, Subject
+from worker.engine.train.loop import Epoch, Log, Plan, Verdict, train
+from worker.engine.train.losses import LossKind, Objective, objective_for
+from worker.engine.train.state import device_of
+
+SCALE_SAMPLES = 64
+"""Validation samples from which the original's outputs are scaled."""
+
+
+def run(subject: Subject, step: FinetuneStep, run: Run) -> dict[str, Any]:
+    """Train `subject.graph` and leave its best weights in it; the report's details come back.
+
+    Raises Failure: NOT_TRAINABLE, NAN_LOSS, DATASET_MISMATCH when labels do not fit the output, INVALID_SPEC when the
+    loss asked for needs data or labels that are not there.
+    """
+    run.phase(Phase.FINETUNING)
+    data = _require_data(run)
+    kind = _loss_kind(step, data)
+    output = output_index(subject.outputs, run.spec.data.output if run.spec.data else None)
+    data.check_output(subject.outputs[output])
+    device_of(subject.graph)  # No parameters at all: said before anything runs.
+    network, original = subject.graph.to(run.device), subject.original.to(run.device)
+    teacher = forward_of(original, run.device)
+    objective = objective_for(
+        kind,
+        data.task,
+        output,
+        teacher(data.val.sample(SCALE_SAMPLES, run.spec.seed).inputs),
+        weight=step.distill.weight,
+        temperature=step.distill.temperature,
+    )
+
+    def loss_of(batch: Batch) -> Tensor:
+        wanted = teacher(batch.inputs) if objective.needs_teacher else None
+        try:
+            outputs = as_outputs(network(*batch.inputs))
+        except IndexError as error:
+            raise index_outside(error) from error
+        return objective.loss(outputs, wanted, batch.labels)
+
+    def judge() -> Verdict:
+        return _judge(network, original, data, objective, step.batch_size, run.device)
+
+    def on_epoch(epoch: Epoch) -> None:
+        _say(run, data.metric, epoch)
+
+    log = train(
+        network,
+        data.train,
+        loss_of,
+        judge,
+        Plan(step.epochs, step.learning_rate, step.weight_decay, step.batch_size, run.spec.seed),
+        on_progress=lambda fraction, epoch: run.progress(fraction, epoch, step.epochs),
+        on_epoch=on_epoch,
+    )
+    details = _details(log, kind, data.metric, len(data.train))
+    if log.best == 0:
+        run.warn(
+            "finetune_did_not_help",
+            f"No epoch was better than the start on the validation data ({data.metric}); the start was kept.",
+        )
+    subject.records.append(Record("finetune", details))
+    return details
+
+
+def replay(subject: Subject, record: Record) -> None:
+    """Nothing to do: training changes values only, and a checkpoint carries those."""
+
+
+def _require_data(run: Run) -> Dataset:
+    if run.data is None:
+        raise Failure(
+            Code.INVALID_SPEC, "Fine-tuning needs data; name a `dataset` or leave the step out.", where="/data"
+        )
+    return run.data
+
+
+def _loss_kind(step: FinetuneStep, data: Dataset) -> LossKind:
+    if step.loss is None:
+        return "both" if data.has_labels else "distill"
+    if step.loss != "distill" and not data.has_labels:
+        raise Failure(
+            Code.INVALID_SPEC,
+            f'`"loss": "{step.loss}"` needs labels and the data has none (or its task is `none`); use "distill".',
+            where="/steps/loss",
+        )
+    return step.loss
+
+
+def _judge(
+    network: nn.Module, original: nn.Module, data: Dataset, objective: Objective, batch_size: int, device: torch.device
+) -> Verdict:
+    """The deciding metric and the loss on all validation samples."""
+    own, teacher = forward_of(network, device), forward_of(original, device)
+    by_agreement = data.metric == "agreement"
+    meter: Meter | None = None if by_agreement else meter_for(data.task)
+    agreement = AgreementMeter(data.task)
+    total = 0.0
+    for batch in data.val.batches(batch_size):
+        batch = batch.to(device)
+        outputs = own(batch.inputs)
+        wanted = teacher(batch.inputs) if by_agreement or objective.needs_teacher else None
+        total += float(objective.loss(outputs, wanted, batch.labels)) * len(batch)
+        if wanted is not None and by_agreement:
+            agreement.add(wanted[objective.output], outputs[objective.output])
+        elif meter is not None and batch.labels is not None:
+            meter.add(outputs[objective.output], batch.labels)
+    value = agreement.value() if meter is None else meter.values()[data.metric]
+    require_finite(data.metric, value, data.val)
+    require_finite("loss", total, data.val)
+    return Verdict(value if METRICS[data.metric].higher_is_better else -value, total / len(data.val))
+
+
+def _value(metric: Metric, verdict: Verdict) -> float:
+    return verdict.score if METRICS[metric].higher_is_better else -verdict.score
+
+
+def _say(run: Run, metric: Metric, epoch: Epoch) -> None:
+    def say(name: str, value: float, split: Literal["train", "val"]) -> None:
+        event = MetricEvent(name=name, value=value, split=split, step_index=run.step_index, epoch=epoch.epoch)
+        run.metric(event)
+
+    if epoch.train_loss is not None:
+        say("loss", epoch.train_loss, "train")
+    say("loss", epoch.verdict.loss, "val")
+    say(metric, _value(metric, epoch.verdict), "val")
+
+
+def _details(log: Log, kind: LossKind, metric: Metric, samples: int) -> dict[str, Any]:
+    """What the report says about this step; values of `metric` are on the validation data."""
+    return {
+        "epochs": len(log.epochs) - 1,
+        "best_epoch": log.best,
+        "loss": kind,
+        "train_samples": samples,
+        "metric": metric,
+        "metric_before": _value(metric, log.epochs[0].verdict),
+        "metric_after": _value(metric, log.epochs[log.best].verdict),
+        "history": [
+            {
+                "epoch": epoch.epoch,
+                "train_loss": epoch.train_loss,
+                "val_loss": epoch.verdict.loss,
+                "val_metric": _value(metric, epoch.verdict),
+            }
+            for epoch in log.epochs
+        ],
+    }
