@@ -1,0 +1,242 @@
+"""Channel analysis: which indices of which parameters can only be removed together, and which must stay, and why.
+
+Every index of every parameter dimension gets a label; rules carry labels through the graph and tie those that meet.
+A connected component is the smallest removable unit; components that touch the same parameter dimensions form a group.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from worker.engine.graph.labels import Axes, Components, Indices, Labels, Refusal, Value, axes_of
+from worker.engine.graph.ops.call import Attention, Call, describe
+from worker.engine.graph.ops.modules import rules_for
+from worker.engine.graph.ops.table import OPS
+from worker.engine.graph.shapes import record_shapes
+
+
+@dataclass(frozen=True)
+class Member:
+    """One dimension of a parameter or buffer."""
+
+    parameter: str
+    dim: int
+
+
+@dataclass(frozen=True)
+class Group:
+    """Units that touch the same parameter dimensions.
+
+    `units` are component ids; `layers` are those whose outputs shrink, first to last; `widths` says how many output
+    channels of these layers one unit is (a head is many).
+    """
+
+    id: str
+    units: tuple[int, ...]
+    members: tuple[Member, ...]
+    layers: tuple[str, ...]
+    widths: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer with parameters, or a parameter used on its own. `groups` hold its outputs; without any, `frozen` says
+    why."""
+
+    name: str
+    groups: tuple[str, ...]
+    frozen: str | None
+
+
+@dataclass(frozen=True)
+class Channels:
+    """What the analysis of `graph` found. `values` has the labels of each node by name, `parameters` those of each
+    parameter and buffer that the graph uses; shared ones appear once per name with the same labels."""
+
+    graph: fx.GraphModule
+    values: Mapping[str, Value]
+    parameters: Mapping[str, Axes]
+    components: Components
+    groups: tuple[Group, ...]
+    layers: tuple[Layer, ...]
+
+    def units_of(self, axis: Indices) -> Indices:
+        """The component id of every index."""
+        return self.components.of[axis]
+
+
+def analyse(graph: fx.GraphModule, example_inputs: tuple[Tensor, ...], attention: Attention = "heads") -> Channels:
+    """Label `graph`, which must run on `example_inputs` (two samples or more). Equal graphs give equal component ids.
+
+    `attention` decides what shrinks where channels split into heads and features.
+    """
+    record_shapes(graph, example_inputs)
+    labels = Labels()
+    parameters: dict[str, Axes] = {}
+    values: dict[fx.Node, Value] = {}
+    for node in graph.graph.nodes:
+        values[node] = _visit(node, graph, labels, values, parameters, attention)
+    components = labels.solve()
+    outputs = _layer_outputs(graph, values, parameters, components)
+    groups = _groups(graph, parameters, components, outputs)
+    layers = tuple(_layer(name, units, groups, components) for name, (units, _) in outputs.items())
+    by_name = {node.name: value for node, value in values.items()}
+    return Channels(graph, by_name, parameters, components, groups, layers)
+
+
+def _visit(
+    node: fx.Node,
+    graph: fx.GraphModule,
+    labels: Labels,
+    values: dict[fx.Node, Value],
+    parameters: dict[str, Axes],
+    attention: Attention,
+) -> Value:
+    def named(name: str) -> Axes:
+        return parameter_axes(graph, name, labels, parameters)
+
+    if node.op == "get_attr":
+        return list(named(str(node.target)))
+    if node.op == "output":
+        for source in node.all_input_nodes:
+            labels.freeze_value(values[source], "feeds the output of the network")
+        return None
+    if node.op == "placeholder":
+        return _fixed(node.meta["sizes"])
+    if node.target is operator.getitem:
+        source = values[node.args[0]]  # type: ignore[index]
+        return source[node.args[1]] if isinstance(source, tuple) else None  # type: ignore[index, return-value]
+    module = graph.get_submodule(str(node.target)) if node.op == "call_module" else None
+    call = Call(node, labels, values, named, attention, module)
+    try:
+        value = _apply(call)
+        if missed := call.untaken():
+            raise Refusal(f"has no rule for its operand {' and '.join(missed)}")
+    except Refusal as refusal:
+        _freeze_all(call, f"feeds {describe(node)}, which {refusal}")
+        return _fixed(node.meta["sizes"])
+    return value
+
+
+def _apply(call: Call) -> Value:
+    target = call.node.target
+    if call.module is not None:
+        rules = rules_for(call.module)
+        if rules is None:
+            raise Refusal("has no channel rule")
+        return rules.channels(call, call.module)
+    if isinstance(target, torch._ops.OpOverload):
+        row = OPS.get(target.__name__)
+        if row is None or row.channels is None:
+            raise Refusal("has no channel rule")
+        value: Value = row.channels(call)
+        return value
+    return None
+
+
+def _freeze_all(call: Call, why: str) -> None:
+    for source in call.node.all_input_nodes:
+        call.labels.freeze_value(call.values[source], why)
+    if call.module is not None:
+        for name, _ in (*call.module.named_parameters(), *call.module.named_buffers()):
+            call.labels.freeze_value(call.parameters(f"{call.node.target}.{name}"), why)
+
+
+def _fixed(sizes: object) -> Value:
+    if isinstance(sizes, tuple):
+        return [None] * len(sizes)
+    if isinstance(sizes, list):
+        return tuple(_fixed(item) for item in sizes)
+    return None
+
+
+def tensor_named(graph: nn.Module, name: str) -> Tensor:
+    """The parameter or buffer at a dotted name."""
+    path, _, leaf = name.rpartition(".")
+    tensor = getattr(graph.get_submodule(path), leaf)
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} is not a tensor")
+    return tensor
+
+
+def parameter_axes(graph: fx.GraphModule, name: str, labels: Labels, known: dict[str, Axes]) -> Axes:
+    """The labels of a parameter; one that is shared under several names has one set. Integers have no channels."""
+    if name not in known:
+        tensor = tensor_named(graph, name)
+        alias = next((other for other in known if tensor_named(graph, other) is tensor), None)
+        if alias is not None:
+            known[name] = known[alias]
+        else:
+            floating = tensor.is_floating_point()
+            known[name] = [labels.fresh(size) if floating and size > 1 else None for size in tensor.shape]
+    return known[name]
+
+
+_Outputs = dict[str, tuple[set[int], dict[int, set[int]]]]
+"""For each layer: the units of its outputs, and for each unit how many channels of an output dimension it is."""
+
+
+def _layer_outputs(
+    graph: fx.GraphModule, values: dict[fx.Node, Value], parameters: dict[str, Axes], components: Components
+) -> _Outputs:
+    own: dict[str, set[int]] = {}
+    for name, axes in parameters.items():
+        for owner in (name, name.rpartition(".")[0]):
+            own.setdefault(owner, set()).update(u for axis in axes_of(axes) for u in components.of[axis].tolist())
+    outputs: _Outputs = {}
+    for node in graph.graph.nodes:
+        name = str(node.target)
+        if node.op == "call_module" and not any(True for _ in graph.get_submodule(name).parameters()):
+            continue
+        if node.op == "get_attr" and not isinstance(tensor_named(graph, name), nn.Parameter):
+            continue
+        if node.op not in ("call_module", "get_attr"):
+            continue
+        units, widths = outputs.setdefault(name, (set(), {}))
+        for axis in axes_of(values[node]):
+            found, counts = np.unique(components.of[axis], return_counts=True)
+            for unit, count in zip(found.tolist(), counts.tolist(), strict=True):
+                if unit in own.get(name, ()):
+                    units.add(unit)
+                    if node.op == "call_module":
+                        widths.setdefault(unit, set()).add(count)
+    return outputs
+
+
+def _groups(
+    graph: fx.GraphModule, parameters: dict[str, Axes], components: Components, outputs: _Outputs
+) -> tuple[Group, ...]:
+    touched: dict[int, list[Member]] = {}
+    for name, axes in parameters.items():
+        for dim, axis in enumerate(axes):
+            if axis is not None:
+                for unit in np.unique(components.of[axis]).tolist():
+                    touched.setdefault(unit, []).append(Member(name, dim))
+    gathered: dict[tuple[Member, ...], list[int]] = {}
+    for unit, members in touched.items():
+        if unit not in components.frozen:
+            gathered.setdefault(tuple(members), []).append(unit)
+    groups: list[Group] = []
+    seen: dict[str, int] = {}
+    for members, units in gathered.items():
+        layers = tuple(name for name, (own, _) in outputs.items() if own & set(units))
+        widths = {width for name in layers for unit in units for width in outputs[name][1].get(unit, ())}
+        first = layers[0] if layers else members[0].parameter
+        seen[first] = seen.get(first, 0) + 1
+        name = first if seen[first] == 1 else f"{first}:{seen[first]}"
+        groups.append(Group(name, tuple(sorted(units)), members, layers, tuple(sorted(widths or {1}))))
+    return tuple(groups)
+
+
+def _layer(name: str, units: set[int], groups: tuple[Group, ...], components: Components) -> Layer:
+    own = tuple(group.id for group in groups if units & set(group.units))
+    if own:
+        return Layer(name, own, None)
+    reasons = [components.frozen[unit] for unit in sorted(units) if unit in components.frozen]
+    return Layer(name, (), reasons[0] if reasons else "has no output channels to remove")

@@ -1,0 +1,186 @@
+"""The mask check: a cut network must equal the uncut one with the removed units silenced."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from worker.engine.graph.channels import Channels, tensor_named
+from worker.engine.graph.cut import Cut
+from worker.engine.graph.labels import Axes, Value
+from worker.engine.graph.ops.call import arguments_of, set_argument
+
+TOLERANCE = 1e-5
+"""Largest relative difference that rounding explains: single precision, sums in another order."""
+
+
+def mask_check(
+    before: fx.GraphModule,
+    channels: Channels,
+    removed: Iterable[int],
+    after: fx.GraphModule,
+    inputs: tuple[Tensor, ...],
+) -> float:
+    """How far `after` (cut) is from `before` (a copy made before the cut; its weights are overwritten) with the
+    `removed` units silenced: over all outputs, the largest |difference| divided by the output's largest magnitude.
+
+    Silenced: their slices of every parameter and of every value in between are zero, and what runs over channels
+    (LayerNorm, RMSNorm, GroupNorm, mean, variance …) runs over those that stay. The graph's constants are the uncut
+    ones, so the two sides share the labels but not the arithmetic of the cut. Infinite when outputs differ in shape or
+    are not finite on one side only.
+    """
+    before.eval()
+    after.eval()
+    plan = Cut(channels, removed)
+    with torch.no_grad():
+        expected = _tensors(MaskedNetwork(before, plan).run(*inputs))
+        got = _tensors(after(*inputs))
+    if len(expected) != len(got):
+        return math.inf
+    return max((_difference(first, second) for first, second in zip(expected, got, strict=True)), default=0.0)
+
+
+def _difference(expected: Tensor, got: Tensor) -> float:
+    if expected.shape != got.shape:
+        return math.inf
+    if expected.numel() == 0:
+        return 0.0
+    if not expected.is_floating_point():
+        return 0.0 if torch.equal(expected, got) else math.inf
+    expected, got = expected.double(), got.double()
+    if not torch.equal(expected.isfinite(), got.isfinite()):
+        return math.inf
+    scale = float(expected.nan_to_num(0.0, 0.0, 0.0).abs().max())
+    largest = float((expected - got).nan_to_num(0.0, 0.0, 0.0).abs().max())
+    return largest / scale if scale else (0.0 if largest == 0 else math.inf)
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = list(value.values())
+    return [tensor for item in value for tensor in _tensors(item)] if isinstance(value, (list, tuple)) else []
+
+
+class MaskedNetwork(fx.Interpreter):
+    """Runs an uncut network with the units that `plan` removes silenced. Overwrites the network's weights."""
+
+    def __init__(self, graph: fx.GraphModule, plan: Cut) -> None:
+        super().__init__(graph)
+        self.plan = plan
+        for name, axes in plan.channels.parameters.items():
+            _silence(tensor_named(graph, name), axes, plan)
+
+    def run_node(self, n: fx.Node) -> Any:
+        over_channels = self._over_channels(n)
+        result = over_channels(n) if over_channels is not None else super().run_node(n)
+        if n.op in ("call_function", "call_module"):
+            self._silence_result(n, result, self.plan.value(n))
+        return result
+
+    def _silence_result(self, node: fx.Node, result: Any, value: Value) -> None:
+        if isinstance(value, tuple):
+            for item, part in zip(result, value, strict=True):
+                self._silence_result(node, item, part)
+        elif value is not None and isinstance(result, Tensor) and not self._is_view(node, result):
+            _silence(result, value, self.plan)
+
+    def _is_view(self, node: fx.Node, result: Tensor) -> bool:
+        """A view shows values that were silenced where they were made; in-place operators are no views."""
+        if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
+            return False
+        storage = result.untyped_storage().data_ptr()
+        sources = (_tensors(self.env.get(source)) for source in node.all_input_nodes)
+        return any(tensor.untyped_storage().data_ptr() == storage for found in sources for tensor in found)
+
+    def _over_channels(self, node: fx.Node) -> Callable[[fx.Node], Any] | None:
+        """How to run `node` when it runs over channels of which some go."""
+        if not any(self._shrinks(source) for source in node.all_input_nodes):
+            return None
+        if node.op == "call_module":
+            kind = type(self.module.get_submodule(str(node.target)))  # type: ignore[union-attr, operator]
+            return self._module if kind in _MODULES else None
+        if isinstance(node.target, torch._ops.OpOverload) and node.target.overloadpacket.__name__ in _OPERATORS:
+            return self._operator
+        return None
+
+    def _shrinks(self, node: fx.Node) -> bool:
+        value = self.plan.value(node)
+        return isinstance(value, list) and any(self.plan.shrinks(axis) for axis in value)
+
+    def _module(self, node: fx.Node) -> Tensor:
+        module: Any = self.module.get_submodule(str(node.target))  # type: ignore[union-attr, operator]
+        source = node.all_input_nodes[0]
+        weight, bias = (
+            None if getattr(module, leaf, None) is None else self._kept_parameter(f"{node.target}.{leaf}")
+            for leaf in ("weight", "bias")
+        )
+        values = self._kept(source)
+        if isinstance(module, nn.GroupNorm):
+            groups = values.shape[1] if module.num_groups == module.num_channels else module.num_groups
+            result = F.group_norm(values, groups, weight, bias, module.eps)
+        else:
+            shape = values.shape[-len(module.normalized_shape) :]
+            if isinstance(module, nn.LayerNorm):
+                result = F.layer_norm(values, shape, weight, bias, module.eps)
+            else:
+                result = F.rms_norm(values, shape, weight, module.eps)
+        return self._restored(node, result)
+
+    def _operator(self, node: fx.Node) -> Tensor:
+        arguments = arguments_of(node)
+        call = fx.Graph()
+        copy = call.node_copy(node, lambda source: call.placeholder(source.name))
+        source = arguments.get("input", arguments.get("self"))
+        kept = self._kept(source)
+        if "normalized_shape" in arguments:
+            set_argument(copy, "normalized_shape", list(kept.shape[-len(arguments["normalized_shape"]) :]))
+        if "num_groups" in arguments and arguments["num_groups"] == self.env[source].shape[1]:
+            set_argument(copy, "num_groups", kept.shape[1])
+        args, kwargs = fx.node.map_arg((copy.args, copy.kwargs), lambda place: self._kept_named(node, place.name))
+        return self._restored(node, copy.target(*args, **kwargs))  # type: ignore[operator]
+
+    def _kept_named(self, node: fx.Node, name: str) -> Any:
+        source = next(source for source in node.all_input_nodes if source.name == name)
+        return self._kept(source) if isinstance(self.env[source], Tensor) else self.env[source]
+
+    def _kept(self, node: fx.Node) -> Tensor:
+        tensor: Tensor = self.env[node]
+        return _select(tensor, self.plan.axes(node), self.plan)
+
+    def _kept_parameter(self, name: str) -> Tensor:
+        axes = self.plan.channels.parameters[name]
+        return _select(tensor_named(self.module, name), axes, self.plan)  # type: ignore[arg-type]
+
+    def _restored(self, node: fx.Node, result: Tensor) -> Tensor:
+        """Full size again, zeros where units went."""
+        for dim, axis in enumerate(self.plan.axes(node)):
+            if (kept := self.plan.kept(axis)) is not None and axis is not None:
+                sizes = (*result.shape[:dim], axis.size, *result.shape[dim + 1 :])
+                result = result.new_zeros(sizes).index_copy_(dim, kept.to(result.device), result)
+        return result
+
+
+def _silence(tensor: Tensor, axes: Axes, plan: Cut) -> None:
+    for dim, axis in enumerate(axes):
+        if (lost := plan.lost(axis)) is not None:
+            tensor.detach().index_fill_(dim, lost.to(tensor.device), 0)
+
+
+def _select(tensor: Tensor, axes: Axes, plan: Cut) -> Tensor:
+    for dim, axis in enumerate(axes):
+        if (kept := plan.kept(axis)) is not None:
+            tensor = tensor.index_select(dim, kept.to(tensor.device))
+    return tensor
+
+
+_MODULES = frozenset({nn.LayerNorm, nn.RMSNorm, nn.GroupNorm})
+_OPERATORS = frozenset(
+    {"layer_norm", "rms_norm", "group_norm", "mean", "sum", "amax", "amin", "std", "var", "linalg_vector_norm"}
+)

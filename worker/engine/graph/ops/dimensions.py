@@ -1,0 +1,52 @@
+"""Rules of operators that move, add or drop dimensions without touching values."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from worker.engine.graph.labels import Axes, Refusal
+from worker.engine.graph.ops.call import Call, arguments_of
+from worker.engine.graph.shapes import sizes_of
+
+
+def move_dims(call: Call) -> Axes:
+    """`permute`, `transpose`, `swapaxes`, `t`, `movedim`."""
+    axes = call.operand("self")
+    return [axes[dim] for dim in moved_dims(call.node)]
+
+
+def moved_dims(node: fx.Node) -> list[int]:
+    """For each dimension of the result, the dimension of the input it comes from."""
+    arguments = arguments_of(node)
+    rank = len(sizes_of(arguments["self"]))
+    order = list(range(rank))
+    operator = getattr(node.target, "__name__", "").split(".")[0]
+    if operator == "permute":
+        return [dim % rank for dim in arguments["dims"]]
+    if operator == "t":
+        return order[::-1]
+    if operator == "movedim":
+        order.insert(arguments["destination"] % rank, order.pop(arguments["source"] % rank))
+        return order
+    names = ("dim0", "dim1") if "dim0" in arguments else ("axis0", "axis1")
+    if names[0] not in arguments:
+        raise Refusal("moves dimensions in a way that is not known")
+    first, second = (arguments[name] % rank for name in names)
+    order[first], order[second] = order[second], order[first]
+    return order
+
+
+def unsqueeze(call: Call) -> Axes:
+    axes = call.operand("self")
+    axes.insert(call.argument("dim") % (len(axes) + 1), None)
+    return axes
+
+
+def squeeze(call: Call) -> Axes:
+    axes, sizes = call.operand("self"), call.sizes("self")
+    dims = call.arguments.get("dim", list(range(len(sizes))))
+    gone = {dim % len(sizes) for dim in ([dims] if isinstance(dims, int) else dims)}
+    for dim in gone:
+        if sizes[dim] == 1:
+            call.freeze(axes[dim], "is squeezed away")
+    return [axis for dim, axis in enumerate(axes) if not (dim in gone and sizes[dim] == 1)]

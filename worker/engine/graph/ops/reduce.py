@@ -1,0 +1,58 @@
+"""Rules of reductions and pooling."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import fx
+
+from worker.engine.graph.labels import Axes, Value
+from worker.engine.graph.ops.call import Call, arguments_of
+from worker.engine.graph.shapes import sizes_of
+
+
+def reduction(call: Call) -> Axes:
+    """`mean`, `sum`, `amax`, `var` …: after a cut they run over the channels that stay, as a normalisation does."""
+    axes = call.operand("self")
+    dims = reduced_dims(call.node)
+    kept_dims = len(call.result_sizes) == len(axes)
+    return [None if dim in dims else axis for dim, axis in enumerate(axes) if kept_dims or dim not in dims]
+
+
+def reduced_dims(node: fx.Node) -> frozenset[int]:
+    """The dimensions a reduction runs over."""
+    arguments = arguments_of(node)
+    rank = len(sizes_of(arguments["self"]))
+    dims: Any = arguments.get("dim")
+    if dims is None or dims == []:
+        return frozenset(range(rank))
+    return frozenset(dim % rank for dim in ([dims] if isinstance(dims, int) else dims))
+
+
+def position(call: Call) -> Axes:
+    """`argmax`: positions change when channels go, so the dimension stays whole."""
+    axes = call.operand("self")
+    for dim in reduced_dims(call.node):
+        call.freeze(axes[dim], "gives positions")
+    return reduction(call)
+
+
+def pool(call: Call, spatial: int) -> Value:
+    """The last `spatial` dimensions are pooled or resized; channels pass. Some poolings also give positions."""
+    axes = call.operand("self" if "self" in call.arguments else "input")
+    for axis in axes[-spatial:]:
+        call.freeze(axis, "is a spatial dimension")
+    result: Axes = [*axes[:-spatial], *[None] * spatial]
+    return result if isinstance(call.node.meta["sizes"], tuple) else (result, list(result))
+
+
+def pool1d(call: Call) -> Value:
+    return pool(call, 1)
+
+
+def pool2d(call: Call) -> Value:
+    return pool(call, 2)
+
+
+def pool3d(call: Call) -> Value:
+    return pool(call, 3)
