@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+from typing import Any
 
 import torch
 
-_KEPT: list[torch.library.Library] = []
+_KEPT: list[Any] = []
 
 
 def declare() -> None:
@@ -14,7 +15,7 @@ def declare() -> None:
     if _KEPT or importlib.util.find_spec("torchvision") is None:
         return
     if torch.__version__.endswith("+cpu"):
-        library = torch.library.Library("torchvision", "DEF")
+        library: Any = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
         library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         _KEPT.append(library)

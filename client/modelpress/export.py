@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram
+from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
 from modelpress.outcomes import PrepareError
@@ -30,6 +30,8 @@ def export_program(module: nn.Module, example_inputs: Any) -> ExportedProgram:
     Raises PrepareError.
     """
     inputs = _as_tensors(example_inputs)
+    if isinstance(inputs, dict):
+        inputs = _by_position(module, inputs)
     with _eval_mode(module), _quiet():
         program = _export(module, inputs, repeats=2 if _batch(inputs) == 1 else 1)
         if _fixed_batch(program) is not None:
@@ -85,41 +87,26 @@ def _batch(inputs: tuple[Tensor, ...] | dict[str, Tensor]) -> int:
     return _values(inputs)[0].shape[0]
 
 
+def _by_position(module: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, ...] | dict[str, Tensor]:
+    """Named inputs in `forward`'s order where they are its first arguments: every runtime can call that export."""
+    names = [name for name in inspect.signature(module.forward).parameters if name in inputs]
+    first = list(inspect.signature(module.forward).parameters)[: len(inputs)]
+    return tuple(inputs[name] for name in names) if names == first else inputs
+
+
 def _export(module: nn.Module, inputs: tuple[Tensor, ...] | dict[str, Tensor], repeats: int) -> ExportedProgram:
     def repeated(value: Tensor) -> Tensor:
         return value.repeat(repeats, *[1] * (value.dim() - 1))
 
+    positional = () if isinstance(inputs, dict) else tuple(map(repeated, inputs))
+    named = {name: repeated(value) for name, value in inputs.items()} if isinstance(inputs, dict) else {}
+    free_batch: Any = ShapesCollection()  # type: ignore[no-untyped-call]
+    for value in (*positional, *named.values()):
+        free_batch[value] = {0: Dim.AUTO}
     try:
-        if isinstance(inputs, dict):
-            named = {name: repeated(value) for name, value in inputs.items()}
-            return torch.export.export(module, (), named, dynamic_shapes=_free_by_name(module, list(named)))
-        positional = tuple(map(repeated, inputs))
-        return torch.export.export(module, positional, dynamic_shapes=_free_by_position(module, len(positional)))
+        return torch.export.export(module, positional, named, dynamic_shapes=free_batch)
     except Exception as error:  # torch.export raises anything, from its own errors to those of the network's code
         raise PrepareError(_explained(module, error, _batch(inputs) * repeats)) from error
-
-
-def _free_by_position(module: nn.Module, count: int) -> tuple[Any, ...]:
-    """Dimension 0 of each input may vary; what `forward(*rest)` gathers is described as one tuple."""
-    free = {0: Dim.AUTO}
-    parameters = inspect.signature(module.forward).parameters.values()
-    gathers = any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters)
-    before = sum(
-        parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD) for parameter in parameters
-    )
-    if not gathers or count <= before:
-        return (free,) * count
-    return (*(free,) * before, (free,) * (count - before))
-
-
-def _free_by_name(module: nn.Module, names: list[str]) -> dict[str, Any]:
-    """The same for inputs by name; what `forward(**rest)` gathers is described as one dict."""
-    free = {0: Dim.AUTO}
-    parameters = inspect.signature(module.forward).parameters
-    gathering = [name for name, parameter in parameters.items() if parameter.kind is parameter.VAR_KEYWORD]
-    gathered = [name for name in names if name not in parameters] if gathering else []
-    shapes: dict[str, Any] = {name: free for name in names if name not in gathered}
-    return shapes | ({gathering[0]: dict.fromkeys(gathered, free)} if gathered else {})
 
 
 def _explained(module: nn.Module, error: Exception, batch: int) -> str:

@@ -115,7 +115,7 @@ def test_several_inputs_go_by_position_or_by_name() -> None:
     by_position = _reload(modelpress.prepare(Two(), (left, right))).module(check_guards=False)
     assert torch.equal(by_position(left, right), left + 2 * right)
     by_name = _reload(modelpress.prepare(Two(), {"right": right, "left": left})).module(check_guards=False)
-    assert torch.equal(by_name(left=left, right=right), left + 2 * right)
+    assert torch.equal(by_name(left, right), left + 2 * right)
 
 
 def test_inputs_gathered_by_a_star_are_exported() -> None:
@@ -185,17 +185,21 @@ def test_a_hugging_face_folder_is_exported_with_its_own_inputs(tmp_path: Path) -
     import transformers
 
     config = transformers.BertConfig(  # type: ignore[call-arg]
-        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=100, num_labels=3
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        vocab_size=100,
+        num_labels=3,
+        max_position_embeddings=20,
     )
     network: Any = transformers.BertForSequenceClassification(config)
     network.eval()
     network.save_pretrained(tmp_path)
     exported = _reload(modelpress.prepare(tmp_path)).module(check_guards=False)
-    tokens = torch.randint(0, 100, (4, 5))
+    tokens = torch.randint(0, 100, (4, 20))
     ones = torch.ones_like(tokens)
-    assert torch.allclose(
-        exported(input_ids=tokens, attention_mask=ones), network(tokens, attention_mask=ones).logits, atol=1e-6
-    )
+    assert torch.allclose(exported(tokens, ones), network(tokens, attention_mask=ones).logits, atol=1e-6)
 
 
 def _downloaded(network: nn.Module, example: Tensor, folder: Path) -> Path:
