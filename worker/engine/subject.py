@@ -32,6 +32,7 @@ class Subject:
 
     `original` is an untouched copy: the teacher, the mask check's other side, the report's "before".
     `inputs` and `outputs` name the tensors in call order; a `None` size may vary and dimension 0 is the batch.
+    `renames` maps parameter names of the uploaded file to names in `graph`, where they differ.
     `quantization` is set by the quantize step: which values of `graph` (then folded, its weights on their 8-bit
     grid) are integers, and how.
     """
@@ -42,6 +43,7 @@ class Subject:
     outputs: tuple[TensorInfo, ...]
     records: list[Record] = field(default_factory=list)
     quantization: Quantization | None = None
+    renames: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, graph: fx.GraphModule, inputs: tuple[TensorInfo, ...], outputs: tuple[TensorInfo, ...]) -> Subject:

@@ -34,6 +34,12 @@ def safe_names(names: list[str]) -> dict[str, str]:
     return result
 
 
+def safe_path(path: str) -> str | None:
+    """The path of a module, made safe in the same way; None when nothing is left of it."""
+    parts = [_part(_UNSAFE.sub("_", part), _LAYER_FIELDS) for part in path.split(".") if part]
+    return ".".join(parts) or None
+
+
 def _folders(name: str) -> list[str]:
     parts = name.split(".")
     return [".".join(parts[:length]) for length in range(1, len(parts))]

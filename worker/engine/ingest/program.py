@@ -14,7 +14,7 @@ from torch._ops import OpOverload
 
 from models.inspection import Notice, TensorInfo
 from worker.engine.ingest import schema
-from worker.engine.ingest.names import safe_name
+from worker.engine.ingest.names import safe_name, safe_path
 from worker.engine.ingest.operators import REGIONS, accepts, check_inference_mode, resolve
 from worker.engine.ingest.rejected import rejected, shown
 from worker.engine.ingest.weights import DTYPES
@@ -29,7 +29,6 @@ _MEMORY_FORMATS = {
     4: torch.preserve_format,
 }
 _TEXT = re.compile(r"[A-Za-z0-9_,.\-> ]{0,64}")
-_LAYER = re.compile(r"[A-Za-z0-9_.]{1,512}")
 _SYMBOL = re.compile(r"(?:Symbol\('([su]\d+)'[a-zA-Z=, ]*\)|([su]\d+))")
 
 
@@ -298,7 +297,7 @@ def _known(table: dict[int, Any], number: int, what: str) -> Any:
 def layer_of(node: schema.Node) -> str | None:
     """The path of the module that made the call, from the export's notes; shown to people and used to name dropouts."""
     parts = node.metadata.get("nn_module_stack", "").split(";")[-1].split(",")
-    return parts[1] if len(parts) >= 2 and _LAYER.fullmatch(parts[1]) else None
+    return safe_path(parts[1][:512]) if len(parts) >= 2 else None
 
 
 def symbol(size: schema.SymbolicInt) -> str | None:
