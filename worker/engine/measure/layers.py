@@ -1,0 +1,61 @@
+"""The report's table of layers, before and after."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from models.report import LayerReport
+from worker.engine.subject import Subject
+
+_OUTPUTS: tuple[tuple[type[nn.Module], str], ...] = (
+    (nn.Conv1d, "out_channels"),
+    (nn.Conv2d, "out_channels"),
+    (nn.Conv3d, "out_channels"),
+    (nn.ConvTranspose1d, "out_channels"),
+    (nn.ConvTranspose2d, "out_channels"),
+    (nn.ConvTranspose3d, "out_channels"),
+    (nn.Linear, "out_features"),
+    (nn.LSTM, "hidden_size"),
+    (nn.GRU, "hidden_size"),
+    (nn.RNN, "hidden_size"),
+    (nn.Embedding, "embedding_dim"),
+)
+
+
+def layer_reports(subject: Subject) -> list[LayerReport]:
+    """One row for each layer with a weight matrix or kernel, in the order the original runs them.
+
+    `sparsity` is the share of exact zeros among the weights that are delivered.
+    """
+    before = _layers(subject.original)
+    quantization = subject.quantization
+    rows: list[LayerReport] = []
+    for name, layer in _layers(subject.graph).items():
+        integer = quantization is not None and name in quantization.weight_scales
+        weights = [tensor for key, tensor in layer.named_parameters(recurse=False) if key.startswith("weight")]
+        total = sum(tensor.numel() for tensor in weights)
+        zeros = total - sum(int(tensor.count_nonzero()) for tensor in weights)
+        rows.append(
+            LayerReport(
+                name=name,
+                kind=type(layer).__name__,
+                channels_before=_channels(before.get(name)),
+                channels_after=_channels(layer),
+                bits=8 if integer else 8 * weights[0].element_size(),
+                sqnr_db=quantization.sqnr_db.get(name) if quantization is not None and integer else None,
+                sparsity=zeros / total if total else 0.0,
+            )
+        )
+    return rows
+
+
+def _layers(graph: nn.Module) -> dict[str, nn.Module]:
+    kinds = tuple(kind for kind, _ in _OUTPUTS)
+    return {name: layer for name, layer in graph.named_modules() if isinstance(layer, kinds)}
+
+
+def _channels(layer: nn.Module | None) -> int | None:
+    for kind, attribute in _OUTPUTS:
+        if isinstance(layer, kind):
+            return int(getattr(layer, attribute))
+    return None

@@ -1,0 +1,21 @@
+"""What this CPU can do, as far as it decides how fast a file runs."""
+
+from __future__ import annotations
+
+import platform
+from functools import cache
+from pathlib import Path
+
+_EXTENSIONS = ("amx_int8", "avx512_vnni", "avx_vnni", "avx512f", "avx2", "avx", "sse4_2", "asimddp", "asimd")
+"""Widest first. Without one of the first three (or asimddp) 8-bit multiplications are slower and may saturate."""
+
+
+@cache
+def instruction_set() -> str:
+    """The widest vector extension of this CPU, or its architecture where that cannot be read."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine()
+    flags = {flag for line in lines if line.lower().startswith(("flags", "features")) for flag in line.split()}
+    return next((extension for extension in _EXTENSIONS if extension in flags), platform.machine())

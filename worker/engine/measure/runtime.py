@@ -1,0 +1,157 @@
+"""The engine's side of the fresh process: what a finished file computes, how fast, in how much memory."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from models.errors import Code, Failure
+from models.report import Latency
+from worker.engine.measure.machine import instruction_set
+
+_SAMPLES = 50
+_SECONDS = 6.0
+"""A latency measurement ends at whichever comes first, but has at least ten samples of each file."""
+
+
+class FreshProcess:
+    """A context with one process of `session.py`; temporary files go to `folder` and are gone at the end.
+
+    Every method raises `Failure(VERIFICATION_FAILED)` when the runtime refuses the file or the process dies.
+    """
+
+    def __init__(self, folder: Path, threads: int = 1) -> None:
+        self._threads = threads
+        self._scratch = tempfile.TemporaryDirectory(prefix="session-", dir=folder)
+        environment = dict(os.environ) | {"OMP_NUM_THREADS": str(threads), "TMPDIR": self._scratch.name}
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "worker.engine.measure.session"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+            text=True,
+        )
+
+    def __enter__(self) -> FreshProcess:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self._process.kill()
+        self._process.communicate()
+        self._scratch.cleanup()
+
+    def run(self, path: Path, inputs: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], str]:
+        """The outputs for one batch, and the runtime's name and version."""
+        outputs = self._path("outputs.safetensors")
+        runtime = self._ask("run", path=str(path), inputs=self._write(inputs), outputs=str(outputs))
+        tensors = load_file(outputs)
+        return tuple(tensors[str(index)] for index in range(len(tensors))), runtime
+
+    def latency(self, paths: Sequence[Path], inputs: Sequence[Tensor]) -> list[tuple[str, list[float]]]:
+        """For each file the runtime and the milliseconds of each call; the files take turns in one process."""
+        rows = self._ask(
+            "latency",
+            paths=[str(path) for path in paths],
+            inputs=self._write(inputs),
+            samples=_SAMPLES,
+            seconds=_SECONDS,
+        )
+        return [(row["runtime"], row["milliseconds"]) for row in rows]
+
+    def peak_memory_bytes(self, path: Path, inputs: Sequence[Tensor]) -> int:
+        """By how much opening and running the file raised the process' peak; ask a process that did nothing else."""
+        return int(self._ask("memory", path=str(path), inputs=self._write(inputs)))
+
+    def census(self, path: Path) -> dict[str, Any]:
+        """`operators` and `float_on_integers` of the graph that ONNX Runtime runs."""
+        result: dict[str, Any] = self._ask("census", path=str(path), optimized=str(self._path("optimized.onnx")))
+        return result
+
+    def _path(self, name: str) -> Path:
+        return Path(self._scratch.name) / name
+
+    def _write(self, inputs: Sequence[Tensor]) -> str:
+        path = self._path("inputs.safetensors")
+        save_file({str(index): value.cpu().contiguous().clone() for index, value in enumerate(inputs)}, path)
+        return str(path)
+
+    def _ask(self, action: str, **request: Any) -> Any:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(json.dumps({"action": action, "threads": self._threads, **request}) + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        name = Path(request.get("path") or request["paths"][0]).name
+        if not line:
+            status = self._process.wait()
+            raise Failure(Code.VERIFICATION_FAILED, f"the runtime died on {name} (exit status {status})", where=name)
+        answer = json.loads(line)
+        if "error" in answer:
+            raise Failure(Code.VERIFICATION_FAILED, f"the runtime refused {name}: {answer['error']}", where=name)
+        return answer["result"]
+
+
+def run_artifact(path: Path, inputs: Sequence[Tensor], folder: Path) -> tuple[tuple[Tensor, ...], str]:
+    """What the file at `path` computes for one batch, and the runtime that computed it."""
+    with FreshProcess(folder) as process:
+        return process.run(path, inputs)
+
+
+def artifact_outputs(
+    path: Path, batches: Iterable[Sequence[Tensor]], folder: Path, threads: int = 1
+) -> Iterator[tuple[Tensor, ...]]:
+    """What the file computes for each batch, one batch at a time in one process: metrics of the file itself."""
+    with FreshProcess(folder, threads) as process:
+        for inputs in batches:
+            outputs, _ = process.run(path, inputs)
+            yield outputs
+
+
+def measure_latency(paths: Sequence[Path], inputs: Sequence[Tensor], folder: Path, threads: int = 1) -> list[Latency]:
+    """Latency of each file for one batch, taking turns in one process, so that load on the machine hits all alike."""
+    with FreshProcess(folder, threads) as process:
+        rows = process.latency(paths, inputs)
+    return [
+        Latency(
+            p50=round(_percentile(milliseconds, 0.5), 4),
+            p95=round(_percentile(milliseconds, 0.95), 4),
+            samples=len(milliseconds),
+            runtime=runtime,
+            device="cpu",
+            batch=len(inputs[0]),
+            threads=threads,
+            isa=instruction_set(),
+        )
+        for runtime, milliseconds in rows
+    ]
+
+
+def peak_memory_bytes(path: Path, inputs: Sequence[Tensor], folder: Path, threads: int = 1) -> int:
+    """Resident bytes that opening the file and running one batch cost in a process of its own.
+
+    The largest resident size after (Linux VmHWM), less the resident size once the runtime had run a trivial network.
+    """
+    with FreshProcess(folder, threads) as process:
+        return process.peak_memory_bytes(path, inputs)
+
+
+def _percentile(values: Sequence[float], share: float) -> float:
+    """The smallest value that at least `share` of all values do not exceed (nearest rank)."""
+    return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]

@@ -1,0 +1,209 @@
+"""The fresh process that opens a finished file with the stock runtime: `python -P -m worker.engine.measure.session`.
+
+One JSON request a line on stdin, one JSON answer a line on stdout, until stdin ends; `runtime.py` is the other side.
+Tensors travel as safetensors files named by position. Nothing of the engine is imported here, so that what runs is the
+file alone. `torch.export.load` is only ever given a file that the engine itself has just written.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+Array = NDArray[Any]
+Network = Callable[[list[Array]], list[Array]]
+
+_WARM_UP_CALLS = 3
+_FEWEST_SAMPLES = 10
+
+
+def main() -> None:
+    """Answer requests until stdin ends. An answer is `{"result": …}` or `{"error": message}`."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            answer = {"result": _ACTIONS[request.pop("action")](**request)}
+        except Exception as error:
+            traceback.print_exc()
+            answer = {"error": f"{type(error).__name__}: {str(error)[:500]}"}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+def _open(path: str, threads: int) -> Network:
+    return _open_onnx(path, threads) if path.endswith(".onnx") else _open_pt2(path, threads)
+
+
+def _open_onnx(path: str, threads: int, optimized: str | None = None) -> Network:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    if optimized is not None:
+        options.optimized_model_filepath = optimized
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    names = [value.name for value in session.get_inputs()]
+
+    def call(inputs: list[Array]) -> list[Array]:
+        outputs: list[Array] = session.run(None, dict(zip(names, inputs, strict=True)))
+        return outputs
+
+    return call
+
+
+def _open_pt2(path: str, threads: int) -> Network:
+    import torch
+    from torch.utils import _pytree as pytree
+
+    torch.set_num_threads(threads)
+    network = torch.export.load(path).module()
+
+    def call(inputs: list[Array]) -> list[Array]:
+        with torch.no_grad():
+            outputs = network(*(torch.from_numpy(value) for value in inputs))
+        return [value.numpy() for value in pytree.tree_leaves(outputs) if value is not None]
+
+    return call
+
+
+def _runtime(path: str) -> str:
+    if path.endswith(".onnx"):
+        import onnxruntime
+
+        return f"onnxruntime {onnxruntime.__version__}"
+    import torch
+
+    return f"torch {torch.__version__}"
+
+
+def _read(path: str) -> list[Array]:
+    tensors = load_file(path)
+    return [tensors[str(index)] for index in range(len(tensors))]
+
+
+_opened: dict[tuple[str, int], Network] = {}
+
+
+def _run(path: str, threads: int, inputs: str, outputs: str) -> str:
+    """Run one batch; the outputs are written, the runtime's name and version come back."""
+    if (path, threads) not in _opened:
+        _opened[path, threads] = _open(path, threads)
+    results = _opened[path, threads](_read(inputs))
+    save_file({str(index): np.ascontiguousarray(value) for index, value in enumerate(results)}, outputs)
+    return _runtime(path)
+
+
+def _latency(paths: list[str], threads: int, inputs: str, samples: int, seconds: float) -> list[dict[str, Any]]:
+    """Milliseconds of each call, the files taking turns, until each has `samples` or the time is up."""
+    batch = _read(inputs)
+    networks = [_open(path, threads) for path in paths]
+    for network in networks:
+        for _ in range(_WARM_UP_CALLS):
+            network(batch)
+    times: list[list[float]] = [[] for _ in paths]
+    deadline = time.perf_counter() + seconds
+    while len(times[0]) < samples and (len(times[0]) < _FEWEST_SAMPLES or time.perf_counter() < deadline):
+        for network, mine in zip(networks, times, strict=True):
+            began = time.perf_counter_ns()
+            network(batch)
+            mine.append((time.perf_counter_ns() - began) / 1e6)
+    return [{"runtime": _runtime(path), "milliseconds": mine} for path, mine in zip(paths, times, strict=True)]
+
+
+def _memory(path: str, threads: int, inputs: str) -> int:
+    """Bytes by which opening the file and running one batch raised this process' largest resident size.
+
+    The inputs are loaded before, and the runtime has opened and run a network of one operator; weights, activations
+    and the runtime's buffers count.
+    """
+    batch = _read(inputs)
+    _wake_onnx() if path.endswith(".onnx") else _wake_torch()
+    before = _resident_peak(reset=True)
+    network = _open(path, threads)
+    for _ in range(2):
+        network(batch)
+    return max(0, _resident_peak() - before)
+
+
+def _wake_onnx() -> None:
+    import onnxruntime
+    from onnx import TensorProto, helper
+
+    value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
+    result = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "one", [value], [result])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    session.run(None, {"x": np.zeros(1, np.float32)})
+
+
+def _wake_torch() -> None:
+    import io
+
+    import torch
+
+    file = io.BytesIO()
+    example = torch.zeros(1, 1)
+    torch.export.save(torch.export.export(torch.nn.Linear(1, 1), (example,)), file)
+    file.seek(0)
+    torch.export.load(file).module()(example)
+
+
+def _resident_peak(reset: bool = False) -> int:
+    """VmHWM in bytes, where possible brought down to the resident size of this moment first (Linux clear_refs)."""
+    if reset:
+        try:
+            Path("/proc/self/clear_refs").write_text("5")
+        except OSError as error:
+            print(f"the peak of loading the runtime stays in the baseline: {error}", file=sys.stderr)
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    (line,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024
+
+
+def _census(path: str, threads: int, optimized: str) -> dict[str, Any]:
+    """What ONNX Runtime made of the file: node counts, and who computes in float on stored integers."""
+    import onnx
+
+    _open_onnx(path, threads, optimized)
+    graph = onnx.load_model(optimized).graph
+    stored = {tensor.name for tensor in graph.initializer}
+    unpacked = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear" and node.input[0] in stored}
+    compute = ("Conv", "Gemm", "MatMul", "FusedConv", "FusedGemm", "FusedMatMul")
+    float_on_integers = [
+        node.name or node.output[0]
+        for node in graph.node
+        if node.op_type in compute and len(node.input) > 1 and node.input[1] in unpacked
+    ]
+    return {"operators": dict(Counter(node.op_type for node in graph.node)), "float_on_integers": float_on_integers}
+
+
+_ACTIONS: dict[str, Callable[..., Any]] = {
+    "run": _run,
+    "latency": _latency,
+    "memory": _memory,
+    "census": _census,
+}
+
+
+if __name__ == "__main__":
+    main()
