@@ -105,6 +105,9 @@ class Journal:
     def settle(self, end: Write, give_up: Callable[[], bool]) -> bool | None:
         """Write all that is kept and make `end`, the last change of this attempt. True: it was made; False: it no
         longer could be. Tries until the database answers; `None`: `give_up` said so first."""
+        if self.error is not None:
+            with self._keeping:
+                self._kept = _Kept()  # what is kept is what cannot be written
         while True:
             try:
                 return self._commit(end)

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 from models.errors import Code, Failure
 
 _LOCK = ".lock"
+_PREFIX = "worker-"
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,10 @@ class RunFolder:
 
 
 class Workplace:
-    """The folder `parent/name`, locked while this process lives. Entering it removes those of workers that died."""
+    """The folder `parent/worker-NAME`, locked while this process lives. Entering it clears up after dead workers."""
 
     def __init__(self, parent: Path, name: str) -> None:
-        self._parent, self._folder = parent.resolve(), parent.resolve() / name
+        self._parent, self._folder = parent.resolve(), parent.resolve() / f"{_PREFIX}{name}"
         self._lock = -1
 
     def __enter__(self) -> Workplace:
@@ -54,7 +55,7 @@ class Workplace:
         # One at a time: a folder that exists but is not locked yet must not look like an orphan.
         with _locked(self._parent / _LOCK, block=True):
             for folder in self._parent.iterdir():
-                if folder.is_dir() and _is_abandoned(folder):
+                if folder.name.startswith(_PREFIX) and folder.is_dir() and _is_abandoned(folder):
                     _remove(folder)
             self._folder.mkdir(mode=0o700)
             self._lock = os.open(self._folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)

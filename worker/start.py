@@ -1,0 +1,73 @@
+"""Starting a worker process and stopping it: Celery serves the queue, beat runs beside it, SIGTERM drains."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import platform
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import celery.beat
+from celery import Celery
+from celery.signals import worker_shutting_down
+
+from models.settings import Settings, settings
+from worker.app import Kind, celery_app, queue_for, slots_for
+from worker.service import WorkerService
+from worker.supervisor import ENGINE
+from worker.tasks import define_tasks
+
+_logger = logging.getLogger(__name__)
+
+
+def main(arguments: Sequence[str], command: Sequence[str] = ENGINE) -> int:
+    """Serve until SIGTERM or SIGINT. `command` starts an engine; see `Supervisor`."""
+    parser = argparse.ArgumentParser(prog="python -m worker")
+    parser.add_argument("kind", choices=["control", "device"])
+    kind: Kind = parser.parse_args(arguments).kind
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    problem = _why_not_here(settings(), kind)
+    if problem is not None:
+        _logger.error(problem)
+        return 1
+    with WorkerService(settings(), kind, command) as service:
+        return _serve(service, kind)
+
+
+def _serve(service: WorkerService, kind: Kind) -> int:
+    app = celery_app(service.settings)
+    define_tasks(app, service, kind)
+
+    def drain(**_: object) -> None:
+        service.draining.set()
+
+    # Celery's own handler for SIGTERM says this first; then it waits for the tasks, which end because of it.
+    worker_shutting_down.connect(drain, weak=False)
+    if kind == "control":
+        threading.Thread(target=_beat, args=(app,), name="beat", daemon=True).start()
+    options = ["--pool=threads", f"--concurrency={slots_for(kind)}", f"--queues={queue_for(service.settings, kind)}"]
+    quiet = ["--without-gossip", "--without-mingle", "--without-heartbeat", "--loglevel=INFO"]
+    code: int | None = app.worker_main(["worker", f"--hostname={service.id}@%h", *options, *quiet])
+    return code or 0
+
+
+def _beat(app: Celery) -> None:
+    """Celery's beat in a thread, started again should it ever end: without it nothing would be swept."""
+    while True:
+        try:
+            celery.beat.Service(app, scheduler_cls=celery.beat.Scheduler).start()
+        except Exception:
+            _logger.exception("beat ended; it starts again")
+        time.sleep(1)
+
+
+def _why_not_here(settings: Settings, kind: Kind) -> str | None:
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        return "Workers run on Linux x86-64 only. Elsewhere use `docker compose up`."
+    if kind == "device" and settings.device_class == "cuda" and not Path("/dev/nvidiactl").exists():
+        return "MODELPRESS_DEVICE_CLASS is cuda, but this machine shows no NVIDIA device."
+    return None
