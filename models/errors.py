@@ -46,12 +46,16 @@ class Code(StrEnum):
     BODY_TIMEOUT = "body_timeout"
 
     # A request was refused.
+    BAD_REQUEST = "bad_request"
     INVALID_REQUEST = "invalid_request"
     INVALID_SPEC = "invalid_spec"
     NO_LAYER_MATCHES = "no_layer_matches"
     UNAUTHORIZED = "unauthorized"
     FORBIDDEN = "forbidden"
     NOT_FOUND = "not_found"
+    METHOD_NOT_ALLOWED = "method_not_allowed"
+    UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type"
+    RANGE_NOT_SATISFIABLE = "range_not_satisfiable"
     NOT_READY = "not_ready"
     IN_USE = "in_use"
     ALREADY_FINISHED = "already_finished"
@@ -89,12 +93,16 @@ HINTS: dict[Code, str] = {
     Code.USE_RAW_BODY: "Send the file itself as the body, not a form: `curl -T FILE`.",
     Code.TOO_LARGE: "See `/capabilities` for the size limits.",
     Code.BODY_TIMEOUT: "Send the body without pauses.",
+    Code.BAD_REQUEST: "Send the header or parameter named here as `/docs` describes it.",
     Code.INVALID_REQUEST: "Correct the fields named in `errors`.",
     Code.INVALID_SPEC: "Correct the fields named in `errors`; `/schema/job` has the schema.",
     Code.NO_LAYER_MATCHES: "See `layers` of the network for its layer names.",
     Code.UNAUTHORIZED: "Send `Authorization: Bearer mp_…`.",
     Code.FORBIDDEN: "Use a key that may write.",
     Code.NOT_FOUND: "Check the id.",
+    Code.METHOD_NOT_ALLOWED: "Use one of the methods in the `Allow` header.",
+    Code.UNSUPPORTED_MEDIA_TYPE: "Send JSON as `Content-Type: application/json`, files as they are, neither compressed.",
+    Code.RANGE_NOT_SATISFIABLE: "Ask for bytes below the size in the `Content-Range` header.",
     Code.NOT_READY: "Wait for it: `GET …?wait=30`.",
     Code.IN_USE: "Wait for the jobs that use it, or delete them first.",
     Code.ALREADY_FINISHED: "Nothing is left to cancel.",

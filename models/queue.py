@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 from sqlalchemy import ColumnElement, and_, func, or_, select
 from sqlalchemy.orm import Session, aliased
@@ -54,27 +54,24 @@ def queued_count(session: Session, device_class: str) -> int:
 
 
 def queue_position(session: Session, job: Job) -> int | None:
-    """1 for the job to start next, as far as turns can be foreseen; `None` when it does not wait.
+    """1 for the job to start next, as far as turns can be foreseen; `None` when it does not wait."""
+    return queue_positions(session, [job]).get(job.id)
 
-    Every tenant's oldest job comes before anybody's second."""
-    if job.status != JobStatus.QUEUED:
-        return None
-    rivals: ColumnElement[bool] = Job.status == JobStatus.QUEUED
-    if job.device != "auto":
-        rivals = and_(rivals, or_(Job.device == "auto", Job.device == job.device))
-    turns: Any = (
-        select(
-            Job.id,
-            Job.created_at,
-            func.row_number().over(partition_by=Job.tenant, order_by=(Job.created_at, Job.id)).label("turn"),
-        )
-        .where(rivals)
-        .subquery("turns")
-    )
-    mine = select(turns.c.turn).where(turns.c.id == job.id).scalar_subquery()
-    ahead = or_(
-        turns.c.turn < mine,
-        and_(turns.c.turn == mine, turns.c.created_at < job.created_at),
-        and_(turns.c.turn == mine, turns.c.created_at == job.created_at, turns.c.id < job.id),
-    )
-    return 1 + (session.scalar(select(func.count()).select_from(turns).where(ahead)) or 0)
+
+def queue_positions(session: Session, jobs: Sequence[Job]) -> dict[str, int]:
+    """The positions of those of `jobs` that wait, by id. Every tenant's oldest job comes before anybody's second.
+
+    One statement for each device that is asked for."""
+    waiting = [job for job in jobs if job.status == JobStatus.QUEUED]
+    positions: dict[str, int] = {}
+    for device in sorted({job.device for job in waiting}):
+        rivals: ColumnElement[bool] = Job.status == JobStatus.QUEUED
+        if device != "auto":
+            rivals = and_(rivals, or_(Job.device == "auto", Job.device == device))
+        turn = func.row_number().over(partition_by=Job.tenant, order_by=(Job.created_at, Job.id)).label("turn")
+        turns = select(Job.id, Job.created_at, turn).where(rivals).subquery("turns")
+        place = func.row_number().over(order_by=(turns.c.turn, turns.c.created_at, turns.c.id)).label("place")
+        places = select(turns.c.id, place).subquery("places")
+        mine = [job.id for job in waiting if job.device == device]
+        positions |= dict(session.execute(select(places.c.id, places.c.place).where(places.c.id.in_(mine))).tuples())
+    return positions

@@ -1,0 +1,68 @@
+"""`python -m api` serves; `python -m api create-key` makes a key and prints it once."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+
+import uvicorn
+
+from api.app import create_app
+from api.auth import NotStarting, create_key, prepare_access
+from models.database import Database, migrate
+from models.settings import Settings, settings
+
+GRACE_SECONDS = 10
+KEEP_ALIVE_SECONDS = 75
+
+
+def serve(chosen: Settings) -> None:
+    database = Database(chosen.database_url)
+    try:
+        prepare_access(chosen, database)
+    except NotStarting as refusal:
+        sys.exit(str(refusal))
+    finally:
+        database.close()
+    uvicorn.run(
+        create_app(chosen),
+        host=chosen.host,
+        port=chosen.port,
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+    )
+
+
+def make_key(chosen: Settings, tenant: str, name: str, read_only: bool) -> None:
+    database = Database(chosen.database_url)
+    try:
+        with database.transaction() as session:
+            secret = create_key(session, tenant, name, read_only=read_only)
+    finally:
+        database.close()
+    print(secret)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m api", description=__doc__)
+    commands = parser.add_subparsers(dest="command")
+    key = commands.add_parser("create-key", help="make a key and print it; only its hash is stored")
+    key.add_argument("--tenant", default=None)
+    key.add_argument("--name", default="key")
+    key.add_argument("--read-only", action="store_true")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    chosen = settings()
+    migrate(chosen.database_url)
+    if arguments.command == "create-key":
+        make_key(chosen, arguments.tenant or chosen.tenant, arguments.name, arguments.read_only)
+    else:
+        serve(chosen)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""The HTTP service: its parts are made when it starts, and closed when it stops."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from fastapi import FastAPI
+from starlette.concurrency import run_in_threadpool
+
+from api import errors, openapi
+from api.access import AccessMiddleware
+from api.auth import prepare_access
+from api.deps import Service
+from api.in_flight import InFlight
+from api.nudge import Nudger
+from api.readiness import ReadinessCheck
+from api.routes import artifacts, datasets, events, jobs, meta, models
+from api.verified import VerifiedFiles
+from api.watch import Watch
+from models.blobs import FolderBlobs
+from models.database import Database
+from models.settings import Settings
+
+ROUTERS = (models.router, datasets.router, jobs.router, events.router, artifacts.router, meta.router)
+
+DESCRIPTION = """Send a trained network and say how small or how fast; get back a smaller, faster one with a report.
+
+Errors are RFC 9457 problem documents with a `code`, a `hint` that says what to do, and JSON pointers to what is wrong.
+"""
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The application. The database must have its schema (`models.database.migrate`).
+
+    Starting raises `auth.NotStarting` when nobody, or everybody, could use it.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        database = Database(settings.database_url)
+        await run_in_threadpool(prepare_access, settings, database)
+        blobs = FolderBlobs(settings.blobs)
+        nudger = Nudger(settings.broker_url)
+        watch = Watch(database)
+        app.state.service = Service(
+            settings=settings,
+            database=database,
+            blobs=blobs,
+            nudger=nudger,
+            watch=watch,
+            in_flight=InFlight(),
+            verified=VerifiedFiles(),
+            readiness=ReadinessCheck(database, blobs, settings.broker_url),
+        )
+        watch.start()
+        try:
+            yield
+        finally:
+            await watch.close()
+            await run_in_threadpool(nudger.close)
+            database.close()
+
+    app = FastAPI(
+        title="modelpress",
+        version=version("modelpress"),
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    errors.install(app)
+    for router in ROUTERS:
+        app.include_router(router)
+    app.add_middleware(AccessMiddleware)
+    app.openapi = lambda: openapi.build(app)  # type: ignore[method-assign]
+    return app

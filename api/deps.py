@@ -1,0 +1,104 @@
+"""What routes are given: the service's parts, the caller, checked parameters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Query, Request
+from fastapi.dependencies.models import Dependant
+from fastapi.routing import APIRoute
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+
+from api.auth import Caller, caller_of, is_loopback
+from api.in_flight import InFlight
+from api.nudge import Nudger
+from api.readiness import ReadinessCheck
+from api.verified import VerifiedFiles
+from api.watch import Watch
+from models.blobs import Blobs
+from models.database import Database
+from models.errors import Code, Failure, FieldProblem
+from models.settings import Settings
+
+MAX_WAIT_SECONDS = 60
+MAX_ITEMS = 200
+
+
+@dataclass(frozen=True)
+class Service:
+    """The parts of this process, made once when it starts."""
+
+    settings: Settings
+    database: Database
+    blobs: Blobs
+    nudger: Nudger
+    watch: Watch
+    in_flight: InFlight
+    verified: VerifiedFiles
+    readiness: ReadinessCheck
+
+
+def service_of(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+def _query_parameters(dependant: Dependant) -> set[str]:
+    names = {field.alias for field in dependant.query_params}
+    return names.union(*(_query_parameters(inner) for inner in dependant.dependencies))
+
+
+def known_parameters(request: Request) -> None:
+    """422 for a query parameter that the route does not have: a typing error must not pass as a choice."""
+    route = request.scope["route"]
+    assert isinstance(route, APIRoute)
+    known = sorted(_query_parameters(route.dependant))
+    unknown = sorted(set(request.query_params) - set(known))
+    if unknown:
+        problems = tuple(
+            FieldProblem(pointer=f"/query/{name[:100]}", message="Unknown parameter; it is refused", allowed=known)
+            for name in unknown[:10]
+        )
+        raise Failure(Code.INVALID_REQUEST, f"There is no parameter {unknown[0][:100]!r} here.", problems=problems)
+
+
+def _refuse_other_sites(request: Request) -> None:
+    """Open access trusts the machine, not the web pages its browser shows."""
+    host = request.headers.get("host", "")
+    name = host if host.startswith("[") and host.endswith("]") else host.rpartition(":")[0] or host
+    if not is_loopback(name) or request.headers.get("sec-fetch-site") in ("cross-site", "same-site"):
+        raise Failure(Code.FORBIDDEN, "Without keys, only requests made to this machine by name are answered.")
+
+
+_BEARER = HTTPBearer(auto_error=False, bearerFormat="mp_…", description="A key; none under open access.")
+
+
+def reader(
+    request: Request,
+    service: Annotated[Service, Depends(service_of)],
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)],
+) -> Caller:
+    """The caller of a request that reads. Runs before a byte of the body is read."""
+    if service.settings.open_access:
+        _refuse_other_sites(request)
+    caller = caller_of(service.settings, service.database, credentials.credentials if credentials else None)
+    known_parameters(request)
+    return caller
+
+
+def writer(caller: Annotated[Caller, Depends(reader)]) -> Caller:
+    """The caller of a request that changes something."""
+    if caller.read_only:
+        raise Failure(Code.FORBIDDEN, "This key may only read.")
+    return caller
+
+
+ServiceDep = Annotated[Service, Depends(service_of)]
+Reader = Annotated[Caller, Depends(reader)]
+Writer = Annotated[Caller, Depends(writer)]
+Wait = Annotated[
+    int, Query(ge=0, le=MAX_WAIT_SECONDS, description="Seconds to wait for a change before answering anyway.")
+]
+Limit = Annotated[int, Query(ge=1, le=MAX_ITEMS, description="How many to give at most.")]
+After = Annotated[str | None, Query(max_length=200, description="`next_cursor` of the page before.")]

@@ -1,0 +1,69 @@
+"""The OpenAPI document: what FastAPI derives, and the schemas of what routes read or write by themselves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import TypeAdapter
+from pydantic.json_schema import models_json_schema
+
+from models.events import EngineEvent, StatusEvent
+from models.spec import Spec
+
+_REFERENCE = "#/components/schemas/{model}"
+_EVENT: TypeAdapter[Any] = TypeAdapter(EngineEvent | StatusEvent)
+
+
+def build(app: FastAPI) -> dict[str, Any]:
+    """Cached by the app. Every route with a key also lists 401, 403 and 422; all of them problem documents."""
+    if app.openapi_schema is None:
+        document = get_openapi(
+            title=app.title,
+            version=app.version,
+            description=app.description,
+            routes=app.routes,
+            separate_input_output_schemas=False,
+        )
+        schemas = document["components"]["schemas"]
+        _, spec = models_json_schema([(Spec, "validation")], ref_template=_REFERENCE)
+        schemas.update(spec["$defs"])
+        event = _EVENT.json_schema(ref_template=_REFERENCE)
+        schemas.update(event.pop("$defs"))
+        schemas["JobEvent"] = event
+        for name in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(name, None)
+        _refer(schemas)
+        for path in document["paths"].values():
+            for operation in path.values():
+                _add_common_problems(operation)
+        app.openapi_schema = document
+    return app.openapi_schema
+
+
+def _refer(schema: Any) -> None:
+    """Turn `x-schema: Name`, which models cannot say as a reference, into one."""
+    if isinstance(schema, dict):
+        name = schema.pop("x-schema", None)
+        if name is not None:
+            # Beside a reference a title says nothing, and keeps generators from seeing the reference.
+            schema.pop("title", None)
+            schema["$ref"] = _REFERENCE.format(model=name)
+    for inner in schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ():
+        _refer(inner)
+
+
+def _add_common_problems(operation: dict[str, Any]) -> None:
+    problem = {"application/problem+json": {"schema": {"$ref": _REFERENCE.format(model="Problem")}}}
+    responses = operation["responses"]
+    if not isinstance(responses.get("422"), dict) or "application/json" in responses["422"].get("content", {}):
+        responses["422"] = {"description": "`invalid_request`", "content": problem}
+    if "security" in operation:
+        responses.setdefault("401", {"description": "`unauthorized`", "content": problem})
+        responses.setdefault("403", {"description": "`forbidden`", "content": problem})
+        responses.setdefault("503", {"description": "`unavailable`", "content": problem})
+    for response in responses.values():
+        content = response.get("content", {})
+        if "application/problem+json" in content:
+            content.pop("application/json", None)

@@ -1,0 +1,71 @@
+"""What a job gives back: files and the report."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Response
+from fastapi.responses import JSONResponse
+
+from api.artifact_response import ArtifactResponse
+from api.deps import Reader, ServiceDep
+from api.errors import problems_of
+from api.services import artifacts, jobs
+from models.errors import Code
+from models.report import Report
+from models.views import ArtifactList
+
+router = APIRouter(prefix="/jobs/{job_id}", tags=["jobs"])
+
+_BINARY: dict[str, Any] = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+_DOWNLOAD: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The file",
+        "content": _BINARY,
+        "headers": {
+            name: {"schema": {"type": "string"}}
+            for name in ("ETag", "Repr-Digest", "Content-Disposition", "Accept-Ranges")
+        },
+    },
+    206: {"description": "The range asked for", "content": _BINARY},
+    304: {"description": "Still as `If-None-Match` says"},
+    **problems_of(Code.NOT_FOUND, Code.NOT_READY, Code.RANGE_NOT_SATISFIABLE),
+}
+
+
+@router.get("/artifacts", operation_id="list_artifacts", responses=problems_of(Code.NOT_FOUND))
+def list_artifacts(job_id: str, service: ServiceDep, caller: Reader) -> ArtifactList:
+    """The files of a job. Those marked `partial` are of a job that did not succeed."""
+    return artifacts.listing(service, caller.tenant, job_id)
+
+
+@router.head("/artifacts/{name}", include_in_schema=False)
+@router.get("/artifacts/{name}", operation_id="download_artifact", response_class=Response, responses=_DOWNLOAD)
+def download_artifact(
+    job_id: str,
+    name: str,
+    service: ServiceDep,
+    caller: Reader,
+    if_none_match: Annotated[str | None, Header()] = None,
+    range_: Annotated[str | None, Header(alias="range", description="One range of bytes.")] = None,
+    if_range: Annotated[str | None, Header(description="The `ETag` for which `Range` is meant.")] = None,
+) -> Response:
+    """One file. `ETag` is its SHA-256; one `Range` is honoured, several get the whole file."""
+    found = artifacts.download(service, caller.tenant, job_id, name)
+    response = ArtifactResponse(
+        found.path, name=name, content_type=found.artifact.content_type, sha256=found.artifact.sha256
+    )
+    if if_none_match is not None and response.matches(if_none_match):
+        return response.not_modified()
+    return response
+
+
+@router.get(
+    "/report",
+    operation_id="get_report",
+    response_model=Report,
+    responses=problems_of(Code.NOT_FOUND, Code.NOT_READY),
+)
+def get_report(job_id: str, service: ServiceDep, caller: Reader) -> Response:
+    """The numbers, before and after, each measured on the file that is downloaded."""
+    return JSONResponse(jobs.report(service, caller.tenant, job_id))

@@ -1,0 +1,90 @@
+"""Networks: upload, show, list, delete."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request, Response
+
+from api.deps import After, Limit, Reader, ServiceDep, Wait, Writer
+from api.errors import problems_of
+from api.services import uploads
+from api.waiting import look_until
+from models.errors import Code
+from models.statuses import UploadStatus
+from models.tables import Network
+from models.views import NetworkDetail, NetworkPage, NetworkView
+
+router = APIRouter(prefix="/models", tags=["models"])
+
+UploadName = Annotated[
+    str | None, Query(description="For people; kept to 255 characters, never used as a path. Default: `unnamed`.")
+]
+UPLOAD_PROBLEMS = problems_of(
+    Code.EMPTY_FILE,
+    Code.UNKNOWN_FORMAT,
+    Code.FORMAT_MISMATCH,
+    Code.UNSAFE_PICKLE,
+    Code.TORCHSCRIPT_NOT_SUPPORTED,
+    Code.BAD_ARCHIVE,
+    Code.USE_RAW_BODY,
+    Code.UNSUPPORTED_MEDIA_TYPE,
+    Code.TOO_LARGE,
+    Code.BODY_TIMEOUT,
+    Code.DISK_FULL,
+)
+RAW_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "description": "The file itself, as `curl -T FILE` sends it.",
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+    }
+}
+LOCATION: dict[int | str, dict[str, Any]] = {
+    201: {"description": "Stored; its inspection waits", "headers": {"Location": {"schema": {"type": "string"}}}}
+}
+
+
+@router.post(
+    "",
+    operation_id="create_model",
+    status_code=201,
+    responses={**LOCATION, **UPLOAD_PROBLEMS},
+    openapi_extra=RAW_BODY,
+)
+async def create_model(
+    request: Request, response: Response, service: ServiceDep, caller: Writer, name: UploadName = None
+) -> NetworkView:
+    """Upload a network: the raw body is the file. It is inspected next; `GET …?wait=30` tells when."""
+    limit = service.settings.max_model_bytes
+    row = await uploads.accept(service, request, Network, caller.tenant, name, limit)
+    response.headers["Location"] = f"/models/{row.id}"
+    assert isinstance(row, Network)
+    return uploads.network_view(row)
+
+
+@router.get("", operation_id="list_models")
+def list_models(service: ServiceDep, caller: Reader, limit: Limit = 50, after: After = None) -> NetworkPage:
+    """Your networks, newest first, without their layers."""
+    return uploads.network_page(service, caller.tenant, limit, after)
+
+
+@router.get("/{model_id}", operation_id="get_model", responses=problems_of(Code.NOT_FOUND))
+async def get_model(model_id: str, service: ServiceDep, caller: Reader, wait: Wait = 0) -> NetworkDetail:
+    """One network. With `wait`, the answer comes when its inspection has ended."""
+    row = await look_until(
+        service.watch,
+        model_id,
+        lambda: uploads.get(service, Network, caller.tenant, model_id),
+        lambda found: bool(found.status != UploadStatus.INSPECTING),
+        wait,
+    )
+    return uploads.network_detail(row)
+
+
+@router.delete(
+    "/{model_id}", operation_id="delete_model", status_code=204, responses=problems_of(Code.NOT_FOUND, Code.IN_USE)
+)
+def delete_model(model_id: str, service: ServiceDep, caller: Writer) -> None:
+    """Delete a network that no job names."""
+    uploads.remove(service, Network, caller.tenant, model_id)

@@ -1,0 +1,72 @@
+"""Files given back. A download is checked against its SHA-256 before its first byte is sent."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from api.deps import Service
+from api.services.jobs import own_job, refuse_before_the_end
+from models.errors import Code, Failure
+from models.tables import Artifact, Job
+from models.views import ArtifactList, ArtifactView
+
+logger = logging.getLogger("modelpress.api")
+
+
+@dataclass(frozen=True)
+class Download:
+    path: Path
+    artifact: Artifact
+
+
+def listing(service: Service, tenant: str, job_id: str) -> ArtifactList:
+    with service.database.read() as session:
+        own_job(session, tenant, job_id)
+        artifacts = session.scalars(select(Artifact).where(Artifact.job_id == job_id).order_by(Artifact.name)).all()
+        return ArtifactList(data=[_view(artifact) for artifact in artifacts])
+
+
+def _view(artifact: Artifact) -> ArtifactView:
+    return ArtifactView(
+        name=artifact.name,
+        kind=artifact.kind,
+        size_bytes=artifact.size_bytes,
+        sha256=artifact.sha256,
+        content_type=artifact.content_type,
+        partial=artifact.partial,
+        url=f"/jobs/{artifact.job_id}/artifacts/{quote(artifact.name, safe='')}",
+    )
+
+
+def download(service: Service, tenant: str, job_id: str, name: str) -> Download:
+    """The file to send, whole and unchanged since it was published.
+
+    Raises `Failure` with `not_ready` while the job may still make it, `not_found`, and `internal` for damaged bytes.
+    """
+    with service.database.read() as session:
+        job = own_job(session, tenant, job_id)
+        artifact = session.get(Artifact, (job_id, name)) if "\x00" not in name else None
+        if artifact is None:
+            raise _no_such_artifact(session, job)
+    path = service.blobs.path(artifact.sha256)
+    if not path.exists():
+        logger.error("artifact %s of %s: its bytes %s are gone", name, job_id, artifact.sha256)
+        raise Failure(Code.INTERNAL, "The bytes of this file are lost.", where=name)
+    if not service.verified.has(path, artifact.sha256):
+        if not service.blobs.verify(artifact.sha256):
+            logger.error("artifact %s of %s: its bytes are not those of %s", name, job_id, artifact.sha256)
+            raise Failure(Code.INTERNAL, "The stored file is damaged and is not given out.", where=name)
+        service.verified.add(path, artifact.sha256)
+    return Download(path, artifact)
+
+
+def _no_such_artifact(session: Session, job: Job) -> Failure:
+    refuse_before_the_end(job, "files")
+    names = session.scalars(select(Artifact.name).where(Artifact.job_id == job.id).order_by(Artifact.name)).all()
+    return Failure(Code.NOT_FOUND, f"The job has no such file; it has {', '.join(names) or 'none'}.")

@@ -1,0 +1,86 @@
+"""What this deployment can do: read from the spec's own types, and from the workers that are alive."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable
+from importlib.metadata import version
+from typing import Any, get_args
+
+from api.deps import MAX_ITEMS, MAX_WAIT_SECONDS, Service
+from api.services.devices import live
+from api.strict_json import MAX_JSON_BYTES
+from models.inspection import DatasetInspection, NetworkInspection
+from models.messages import DEVICE_CLASSES
+from models.spec import Amount, ExportFormat, FinetuneStep, Metric, PruneStep, QuantizeStep, Task
+from models.tables import Worker
+from models.views import Capabilities, DeviceView, LimitsView
+
+
+def _choices(annotation: Any) -> list[str]:
+    """The strings a Literal type allows, also inside a union with None."""
+    found: list[str] = []
+    for argument in get_args(annotation):
+        found += [argument] if isinstance(argument, str) else _choices(argument)
+    return found
+
+
+def _field(model: Any, name: str) -> list[str]:
+    return _choices(model.model_fields[name].annotation)
+
+
+def _versions(workers: Iterable[Worker]) -> dict[str, list[str]]:
+    found: dict[str, set[str]] = {}
+    for worker in workers:
+        for name, number in worker.versions.items():
+            found.setdefault(name, set()).add(str(number))
+    return {name: sorted(numbers) for name, numbers in sorted(found.items())}
+
+
+def _device(device: str, workers: list[Worker]) -> DeviceView:
+    memory = [worker.memory_bytes for worker in workers if worker.memory_bytes is not None]
+    return DeviceView(
+        device=device,
+        workers=len(workers),
+        slots=sum(worker.slots for worker in workers),
+        memory_bytes=max(memory, default=None),
+        sandbox=sorted({worker.sandbox for worker in workers}),
+        versions=_versions(workers),
+    )
+
+
+def capabilities(service: Service) -> Capabilities:
+    with service.database.read() as session:
+        alive = live(session, service.settings)
+    classes = sorted({worker.device_class for worker in alive if worker.device_class})
+    settings = service.settings
+    steps = (PruneStep, FinetuneStep, QuantizeStep)
+    return Capabilities(
+        steps=[choice for step in steps for choice in _field(step, "step")],
+        structures=_field(PruneStep, "structure"),
+        criteria=_field(PruneStep, "criterion"),
+        scopes=_field(PruneStep, "scope"),
+        amounts=list(Amount.model_fields),
+        losses=_field(FinetuneStep, "loss"),
+        schemes=_field(QuantizeStep, "scheme"),
+        methods=_field(QuantizeStep, "method"),
+        tasks=_choices(Task),
+        metrics=_choices(Metric),
+        model_formats=_field(NetworkInspection, "format"),
+        dataset_formats=_field(DatasetInspection, "format"),
+        export_formats=_choices(ExportFormat),
+        devices=[_device(name, [worker for worker in alive if worker.device_class == name]) for name in classes],
+        sandbox=sorted({worker.sandbox for worker in alive}),
+        limits=LimitsView(
+            model_bytes=settings.max_model_bytes,
+            dataset_bytes=settings.max_dataset_bytes,
+            spec_bytes=MAX_JSON_BYTES,
+            wait_seconds=MAX_WAIT_SECONDS,
+            list_items=MAX_ITEMS,
+            body_idle_seconds=settings.body_idle_seconds,
+        ),
+        versions={"modelpress": version("modelpress"), "python": platform.python_version()},
+        never_exercised_here=[
+            f"device {name}: no worker is registered" for name in DEVICE_CLASSES if name not in classes
+        ],
+    )

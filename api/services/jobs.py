@@ -1,0 +1,232 @@
+"""Making, showing and ending jobs. Each function is one request's work, in one or two transactions."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import delete, select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from api.deps import Service
+from api.pages import cursor_of, id_of
+from api.services.devices import device_classes
+from api.services.preview import preview
+from api.services.specs import CheckedSpec, check, merge
+from models import queue, transitions
+from models.database import now
+from models.errors import Code, Failure, FieldProblem, JobError
+from models.ids import is_id
+from models.statuses import TERMINAL, JobStatus, Phase
+from models.tables import Idempotency, Job
+from models.views import DryRun, JobPage, JobUrls, JobView, Progress
+
+IDEMPOTENCY_LIFETIME = timedelta(hours=24)
+MAX_KEY_LENGTH = 255
+DEFAULT_DEVICE = "cpu"
+"""Nudged for `auto` while no worker is alive."""
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A job made now, or the one an earlier request with the same key made."""
+
+    view: JobView
+    replayed: bool
+
+
+def no_such_job() -> Failure:
+    """The same words for an unknown id, a malformed one and another tenant's."""
+    return Failure(Code.NOT_FOUND, "There is no such job.")
+
+
+def own_job(session: Session, tenant: str, job_id: str) -> Job:
+    job = session.scalar(select(Job).where(Job.id == job_id, Job.tenant == tenant)) if is_id(job_id, "job") else None
+    if job is None:
+        raise no_such_job()
+    return job
+
+
+def view_of(job: Job, queue_position: int | None) -> JobView:
+    path = f"/jobs/{job.id}"
+    return JobView(
+        id=job.id,
+        name=job.name,
+        status=JobStatus(job.status),
+        phase=Phase(job.phase) if job.phase else None,
+        attempt=job.attempt,
+        spec=job.spec,
+        resolved_spec=job.resolved_spec,
+        progress=Progress(**job.progress),
+        queue_position=queue_position,
+        error=JobError(**job.error) if job.error else None,
+        created_at=job.created_at,
+        started_at=job.started_at,
+        finished_at=job.finished_at,
+        expires_at=None,
+        metadata=job.resolved_spec.get("metadata", {}),
+        urls=JobUrls(
+            self=path,
+            events=f"{path}/events",
+            log=f"{path}/log",
+            artifacts=f"{path}/artifacts",
+            report=f"{path}/report",
+            cancel=f"{path}/cancel",
+            clone=f"{path}/clone",
+        ),
+    )
+
+
+def dry_run(service: Service, tenant: str, document: dict[str, Any]) -> DryRun:
+    with service.database.read() as session:
+        return preview(check(session, service.settings, tenant, document))
+
+
+def submit(service: Service, tenant: str, document: dict[str, Any], key: str | None) -> Submitted:
+    """Queue a job, and nudge the workers that could take it.
+
+    Raises `Failure` with `bad_request` for a key that is empty, longer than 255 or not printable ASCII, with
+    `idempotency_in_flight` or `idempotency_mismatch` for one in use, and as `specs.check` does.
+    """
+    if key is None:
+        return _submit(service, tenant, document, None)
+    if not 0 < len(key) <= MAX_KEY_LENGTH or not key.isascii() or not key.isprintable():
+        problem = FieldProblem(pointer="/header/idempotency-key", message="1 to 255 printable ASCII characters")
+        raise Failure(Code.BAD_REQUEST, "The Idempotency-Key is not valid.", problems=(problem,))
+    with service.in_flight.hold(tenant, key):
+        return _submit(service, tenant, document, key)
+
+
+def clone(service: Service, tenant: str, job_id: str, overrides: dict[str, Any], key: str | None) -> Submitted:
+    with service.database.read() as session:
+        original = own_job(session, tenant, job_id).spec
+    return submit(service, tenant, merge(original, overrides), key)
+
+
+def _submit(service: Service, tenant: str, document: dict[str, Any], key: str | None) -> Submitted:
+    body_sha256 = hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+    with service.database.read() as session:
+        earlier = _earlier(session, tenant, key, body_sha256)
+        if earlier is not None:
+            return earlier
+        checked = check(session, service.settings, tenant, document)
+        alive = device_classes(session, service.settings)
+    try:
+        with service.database.transaction() as session:
+            job = _insert(session, tenant, checked)
+            if key is not None:
+                _remember(session, tenant, key, body_sha256, job.id)
+            view = view_of(job, queue.queue_position(session, job))
+    except IntegrityError:
+        # Another process was faster with the same key.
+        with service.database.read() as session:
+            earlier = _earlier(session, tenant, key, body_sha256)
+        if earlier is None:
+            raise
+        return earlier
+    for device in (alive or [DEFAULT_DEVICE]) if job.device == "auto" else [job.device]:
+        service.nudger.job_queued(device)
+    return Submitted(view, replayed=False)
+
+
+def _insert(session: Session, tenant: str, checked: CheckedSpec) -> Job:
+    spec = checked.resolved
+    return transitions.submit(
+        session,
+        tenant=tenant,
+        name=spec.name,
+        network_id=spec.model,
+        dataset_id=spec.data.dataset if spec.data else None,
+        spec=checked.spec,
+        resolved_spec=spec,
+        device=spec.device,
+        now=now(session),
+    )
+
+
+def _earlier(session: Session, tenant: str, key: str | None, body_sha256: str) -> Submitted | None:
+    if key is None:
+        return None
+    row = session.get(Idempotency, (tenant, key))
+    if row is None or row.created_at < now(session) - IDEMPOTENCY_LIFETIME:
+        return None
+    if row.body_sha256 != body_sha256:
+        raise Failure(Code.IDEMPOTENCY_MISMATCH, "This Idempotency-Key was used with another body.")
+    job = session.get(Job, row.job_id)
+    if job is None:
+        raise Failure(Code.NOT_FOUND, "The job made with this Idempotency-Key was deleted; use a new key.")
+    return Submitted(view_of(job, queue.queue_position(session, job)), replayed=True)
+
+
+def _remember(session: Session, tenant: str, key: str, body_sha256: str, job_id: str) -> None:
+    moment = now(session)
+    mine = (Idempotency.tenant == tenant, Idempotency.key == key)
+    session.execute(delete(Idempotency).where(*mine, Idempotency.created_at < moment - IDEMPOTENCY_LIFETIME))
+    session.add(Idempotency(tenant=tenant, key=key, body_sha256=body_sha256, job_id=job_id, created_at=moment))
+    session.flush()
+
+
+def get(service: Service, tenant: str, job_id: str) -> JobView:
+    with service.database.read() as session:
+        job = own_job(session, tenant, job_id)
+        return view_of(job, queue.queue_position(session, job))
+
+
+def page(service: Service, tenant: str, statuses: Sequence[JobStatus], limit: int, after: str | None) -> JobPage:
+    behind = id_of(after, "job")
+    query = select(Job).where(Job.tenant == tenant).order_by(Job.id.desc()).limit(limit + 1)
+    if statuses:
+        query = query.where(Job.status.in_(statuses))
+    if behind is not None:
+        query = query.where(Job.id < behind)
+    with service.database.read() as session:
+        jobs = session.scalars(query).all()
+        shown, has_more = jobs[:limit], len(jobs) > limit
+        positions = queue.queue_positions(session, shown)
+        return JobPage(
+            data=[view_of(job, positions.get(job.id)) for job in shown],
+            has_more=has_more,
+            next_cursor=cursor_of(shown[-1].id) if has_more else None,
+        )
+
+
+def cancel(service: Service, tenant: str, job_id: str) -> JobView:
+    """Raises `Failure` with `already_finished` and the status once the job has succeeded or failed."""
+    with service.database.transaction() as session:
+        own_job(session, tenant, job_id)
+        status = transitions.cancel(session, tenant, job_id, now(session))
+        if status is None:
+            raise no_such_job()
+        if status in (JobStatus.SUCCEEDED, JobStatus.FAILED):
+            raise Failure(Code.ALREADY_FINISHED, f"The job has already {status}.", where=status)
+        session.expire_all()
+        job = own_job(session, tenant, job_id)
+        return view_of(job, queue.queue_position(session, job))
+
+
+def remove(service: Service, tenant: str, job_id: str) -> None:
+    """Raises `Failure` with `in_use` while the job has not ended."""
+    with service.database.transaction() as session:
+        if not is_id(job_id, "job") or not transitions.delete_job(session, tenant, job_id):
+            raise no_such_job()
+
+
+def report(service: Service, tenant: str, job_id: str) -> dict[str, Any]:
+    with service.database.read() as session:
+        job = own_job(session, tenant, job_id)
+        if job.report is not None:
+            return job.report
+        refuse_before_the_end(job, "report")
+        raise Failure(Code.NOT_FOUND, f"The job has {job.status}: it has no report. Its log and events may tell why.")
+
+
+def refuse_before_the_end(job: Job, what: str) -> None:
+    if job.status not in TERMINAL:
+        raise Failure(
+            Code.NOT_READY, f"The job is {job.status}; its {what} exists once it has ended.", where=job.status
+        )

@@ -1,0 +1,181 @@
+"""Networks and data sets: accepting bytes, showing what inspection found, deleting."""
+
+from __future__ import annotations
+
+import asyncio
+import unicodedata
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+from fastapi import Request
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from api.bodies import CHUNK_BYTES, in_chunks, refuse_forms_and_encodings, stream
+from api.deps import Service
+from api.pages import cursor_of, id_of
+from api.services.first_bytes import refuse_by_first_bytes
+from models.blobs import Blob, BlobWriter
+from models.database import now
+from models.errors import Code, Failure, FieldProblem, JobError
+from models.ids import is_id
+from models.inspection import DatasetInspection, NetworkInspection
+from models.inspections import PREFIXES, UploadTable, add_upload, delete_upload
+from models.statuses import UploadStatus
+from models.tables import Dataset, Network
+from models.views import DatasetPage, DatasetView, NetworkDetail, NetworkPage, NetworkView
+
+Row = TypeVar("Row", Network, Dataset)
+
+MAX_NAME_LENGTH = 255
+NOUNS: dict[UploadTable, str] = {Network: "network", Dataset: "data set"}
+
+
+def clean_name(name: str | None) -> str:
+    """Fit to be stored and shown: at most 255 characters, control and direction characters replaced by U+FFFD."""
+    shown = "".join("\ufffd" if unicodedata.category(character)[0] == "C" else character for character in name or "")
+    return shown[:MAX_NAME_LENGTH] or "unnamed"
+
+
+async def accept(
+    service: Service, request: Request, table: UploadTable, tenant: str, name: str | None, limit_bytes: int
+) -> Network | Dataset:
+    """Store the request's body, add its row, and nudge a worker to inspect it.
+
+    Raises `Failure` as `bodies.stream` does, with `disk_full`, and with what the first bytes show. Nothing stays then.
+    """
+    refuse_forms_and_encodings(request)
+    declared = request.headers.get("content-length", "")
+    expected = int(declared) if declared.isdecimal() and int(declared) <= limit_bytes else None
+    pieces = stream(request, limit_bytes, service.settings.body_idle_seconds)
+    writer = await asyncio.to_thread(service.blobs.writer, expected_bytes=expected)
+    with writer:
+        async with aclosing(pieces), aclosing(in_chunks(pieces)) as chunks:
+            await _write_all(writer, chunks, table, expected)
+        blob = await asyncio.to_thread(writer.publish)
+    row = await asyncio.to_thread(_add, service, table, tenant, clean_name(name), blob)
+    service.nudger.upload_waits()
+    return row
+
+
+async def _write_all(
+    writer: BlobWriter, chunks: AsyncGenerator[bytes], table: UploadTable, expected: int | None
+) -> None:
+    """Receives a chunk while the one before is hashed and written in another thread."""
+    writing: asyncio.Task[None] | None = None
+    try:
+        async for chunk in chunks:
+            if writing is None:
+                size_bytes = len(chunk) if len(chunk) < CHUNK_BYTES else expected
+                refuse_by_first_bytes(table, chunk, size_bytes)
+            else:
+                await writing
+            writing = asyncio.create_task(asyncio.to_thread(writer.write, chunk))
+        if writing is None:
+            refuse_by_first_bytes(table, b"", 0)
+    finally:
+        # The writer's file is closed behind this: never while its thread still writes.
+        if writing is not None:
+            await writing
+
+
+def _add(service: Service, table: UploadTable, tenant: str, name: str, blob: Blob) -> Network | Dataset:
+    with service.database.transaction() as session:
+        return add_upload(session, table, tenant=tenant, name=name, blob=blob, now=now(session))
+
+
+def own_upload(session: Session, table: UploadTable, tenant: str, upload_id: str, pointer: str | None = None) -> Any:
+    """Raises `Failure` with `not_found`, the same for an unknown id, a malformed one and another tenant's."""
+    row = None
+    if is_id(upload_id, PREFIXES[table]):
+        row = session.scalar(select(table).where(table.id == upload_id, table.tenant == tenant))
+    if row is None:
+        problems = (FieldProblem(pointer=pointer, message=f"There is no such {NOUNS[table]}"),) if pointer else ()
+        raise Failure(Code.NOT_FOUND, f"There is no such {NOUNS[table]}.", problems=problems)
+    return row
+
+
+def _ready(session: Session, table: UploadTable, tenant: str, upload_id: str, pointer: str, refusal: Code) -> Any:
+    row = own_upload(session, table, tenant, upload_id, pointer)
+    if row.status == UploadStatus.INSPECTING:
+        problem = FieldProblem(pointer=pointer, message="It is still being inspected")
+        raise Failure(Code.NOT_READY, f"The {NOUNS[table]} is still being inspected.", problems=(problem,))
+    if row.status == UploadStatus.REJECTED:
+        reason = JobError(**row.error)
+        problem = FieldProblem(pointer=pointer, message=f"{reason.message} {reason.hint}")
+        raise Failure(refusal, f"The {NOUNS[table]} was rejected: {reason.message}", problems=(problem,))
+    return row.inspection
+
+
+def ready_network(session: Session, tenant: str, network_id: str, pointer: str) -> NetworkInspection:
+    """What inspection found. Raises `Failure` with `not_found`, `not_ready` or `network_rejected`, at `pointer`."""
+    found = _ready(session, Network, tenant, network_id, pointer, Code.NETWORK_REJECTED)
+    return NetworkInspection.model_validate(found)
+
+
+def ready_dataset(session: Session, tenant: str, dataset_id: str, pointer: str) -> DatasetInspection:
+    """What inspection found. Raises `Failure` with `not_found`, `not_ready` or `dataset_bad`, at `pointer`."""
+    found = _ready(session, Dataset, tenant, dataset_id, pointer, Code.DATASET_BAD)
+    return DatasetInspection.model_validate(found)
+
+
+def _fields(row: Network | Dataset, shown: type[NetworkView] | type[DatasetView]) -> dict[str, Any]:
+    found = row.inspection or {}
+    return {
+        "id": row.id,
+        "name": row.name,
+        "status": row.status,
+        "size_bytes": row.size_bytes,
+        "sha256": row.sha256,
+        "error": row.error,
+        "created_at": row.created_at,
+        **{key: value for key, value in found.items() if key in shown.model_fields},
+    }
+
+
+def network_view(row: Network) -> NetworkView:
+    return NetworkView(**_fields(row, NetworkView))
+
+
+def network_detail(row: Network) -> NetworkDetail:
+    return NetworkDetail(**_fields(row, NetworkDetail))
+
+
+def dataset_view(row: Dataset) -> DatasetView:
+    return DatasetView(**_fields(row, DatasetView))
+
+
+def get(service: Service, table: UploadTable, tenant: str, upload_id: str) -> Any:
+    with service.database.read() as session:
+        return own_upload(session, table, tenant, upload_id)
+
+
+def _page(
+    service: Service, table: type[Row], tenant: str, limit: int, after: str | None
+) -> tuple[list[Row], bool, str | None]:
+    behind = id_of(after, PREFIXES[table])
+    query = select(table).where(table.tenant == tenant).order_by(table.id.desc()).limit(limit + 1)
+    if behind is not None:
+        query = query.where(table.id < behind)
+    with service.database.read() as session:
+        rows = list(session.scalars(query))
+    has_more = len(rows) > limit
+    return rows[:limit], has_more, cursor_of(rows[limit - 1].id) if has_more else None
+
+
+def network_page(service: Service, tenant: str, limit: int, after: str | None) -> NetworkPage:
+    rows, has_more, cursor = _page(service, Network, tenant, limit, after)
+    return NetworkPage(data=[network_view(row) for row in rows], has_more=has_more, next_cursor=cursor)
+
+
+def dataset_page(service: Service, tenant: str, limit: int, after: str | None) -> DatasetPage:
+    rows, has_more, cursor = _page(service, Dataset, tenant, limit, after)
+    return DatasetPage(data=[dataset_view(row) for row in rows], has_more=has_more, next_cursor=cursor)
+
+
+def remove(service: Service, table: UploadTable, tenant: str, upload_id: str) -> None:
+    """Raises `Failure` with `in_use` while a job names it."""
+    with service.database.transaction() as session:
+        if not is_id(upload_id, PREFIXES[table]) or not delete_upload(session, table, tenant, upload_id):
+            raise Failure(Code.NOT_FOUND, f"There is no such {NOUNS[table]}.")
