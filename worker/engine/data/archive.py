@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import stat
+import struct
 import zipfile
+import zlib
 from pathlib import Path
 
 from models.errors import Code, Failure
 
 MAX_MEMBERS = 2_000_000
+UNREADABLE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, ValueError, RuntimeError)
+"""What `zipfile` raises for bytes that are not what they should be (NotImplementedError is a RuntimeError)."""
 METHODS = {zipfile.ZIP_STORED: "stored", zipfile.ZIP_DEFLATED: "deflated"}
 
 
@@ -20,7 +24,7 @@ def open_archive(path: Path) -> zipfile.ZipFile:
     """
     try:
         archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+    except UNREADABLE as error:
         raise Failure(Code.BAD_ARCHIVE, f"The zip file cannot be read: {error}. It may be truncated.") from error
     try:
         _check(archive.infolist())

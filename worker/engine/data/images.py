@@ -7,6 +7,7 @@ be decoded soundly (truncated, animated, CMYK, 16-bit, empty, larger than 50 mil
 from __future__ import annotations
 
 import io
+import warnings
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
 MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA"})
 MAX_PIXELS = 50_000_000
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+"""Pillow warns above this while it reads the header; here the warning is an error."""
 MAX_FILE_BYTES = 256 << 20
 MAX_BAD_SHARE = 0.05
 CACHE_BYTES = 2 << 30
@@ -103,8 +106,10 @@ def decode(archive: zipfile.ZipFile, name: str) -> Image.Image:
     if member.file_size == 0 or member.file_size > MAX_FILE_BYTES:
         raise BadImage(f"the file has {member.file_size} bytes")
     try:
-        image = Image.open(io.BytesIO(archive.read(member)), formats=FORMATS)
-        if image.width * image.height == 0 or image.width * image.height > MAX_PIXELS:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(archive.read(member)), formats=FORMATS)
+        if image.width * image.height == 0:
             raise BadImage(f"it has {image.width} x {image.height} pixels")
         if getattr(image, "n_frames", 1) > 1:
             raise BadImage("it is animated")

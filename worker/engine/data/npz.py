@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import struct
 import zipfile
-import zlib
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -19,7 +18,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from models.errors import Code, Failure
-from worker.engine.data.archive import open_archive
+from worker.engine.data.archive import UNREADABLE, open_archive
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -72,7 +71,7 @@ def check_contents(path: Path) -> None:
     with open_archive(path) as archive:
         try:
             broken = archive.testzip()
-        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        except UNREADABLE as error:
             raise Failure(Code.BAD_ARCHIVE, f"The zip file cannot be read: {error}.") from error
     if broken is not None:
         raise Failure(Code.BAD_ARCHIVE, f"The member {broken!r} does not match its checksum.", where=broken)
@@ -93,7 +92,7 @@ def _read_member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo, 
             if stored:
                 return _map(path, member, header)
             return _inflate(stream, header, name)
-    except (zipfile.BadZipFile, zlib.error, EOFError, struct.error) as error:
+    except UNREADABLE as error:
         raise Failure(Code.BAD_ARCHIVE, f"The array {name!r} cannot be read: {error}.", where=name) from error
 
 
