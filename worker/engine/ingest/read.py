@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from models.errors import Code, Failure
+from models.formats import HEAD_BYTES, identify_network_archive, sniff_network
 from models.inspection import Notice, TensorInfo
 from worker.engine.ingest import schema
 from worker.engine.ingest.archive import FORMAT, GRAPH, MAXIMUM_JSON_BYTES, Archive
@@ -24,10 +25,14 @@ SCHEMA_MAJOR = 8
 def read_network(path: Path) -> Program:
     """The network in a `.pt2` file.
 
-    Raises `Failure`: bad_archive, network_rejected, unsupported_op or not_trainable. Nothing else leaves, whatever the
+    Raises `Failure`: what `models.formats` raises for other files; bad_archive, network_rejected, unsupported_op or
+    not_trainable for a `.pt2`. Nothing else leaves, whatever the
     file holds. The network itself is tried on shapes alone, and really run only where a fixed batch size must be shown
     to be harmless.
     """
+    with path.open("rb") as file:
+        sniff_network(file.read(HEAD_BYTES), path.stat().st_size)
+    identify_network_archive(path)
     archive = Archive(path)
     try:
         if FORMAT in archive and archive.read(FORMAT, 16) != b"pt2":

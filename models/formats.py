@@ -1,0 +1,226 @@
+"""What an uploaded file is, by its bytes: what can be read, and for all else what it is and how to convert it.
+
+`sniff_network` and `sniff_dataset` look at the first bytes alone, so the API may call them on a stranger's bytes.
+`identify_network_archive` parses the directory of a zip file and belongs in the sandboxed child.
+"""
+
+from __future__ import annotations
+
+import io
+import pickletools
+import re
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from models.errors import Code, Failure
+
+HEAD_BYTES = 4096
+"""How much of the beginning the two sniffers want; less is fine."""
+
+EXPORT = "Export the network with `modelpress prepare` (torch.export) and send the `.pt2`"
+SAVE_DATA = 'Send `.npz` (`numpy.savez("data.npz", x=…, y=…)`) or a zip of image folders (`class/image.png`)'
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
+
+
+@dataclass(frozen=True)
+class Format:
+    """A kind of file: `found` recognises its beginning, `suffixes` are its usual names, `convert` is the way out."""
+
+    title: str
+    found: Callable[[bytes, int], bool]
+    suffixes: frozenset[str]
+    convert: str | None = None
+    code: Code = Code.UNKNOWN_FORMAT
+
+
+def _magic(*magics: bytes, at: int = 0) -> Callable[[bytes, int], bool]:
+    return lambda head, size: any(head[at : at + len(magic)] == magic for magic in magics)
+
+
+def _matches(pattern: bytes) -> Callable[[bytes, int], bool]:
+    compiled = re.compile(pattern, re.DOTALL | re.IGNORECASE)
+    return lambda head, size: compiled.match(head) is not None
+
+
+def _is_safetensors(head: bytes, size: int) -> bool:
+    length = int.from_bytes(head[:8], "little")
+    return len(head) > 8 and head[8:9] == b"{" and 2 <= length <= size - 8
+
+
+def _is_onnx(head: bytes, size: int) -> bool:
+    """`ir_version` (3 or more), then one of the model's next fields: protobuf has no magic number."""
+    return len(head) > 3 and head[0] == 0x08 and 3 <= head[1] <= 30 and head[2] in b"\x12\x1a\x22\x28\x32\x3a\x42"
+
+
+def _suffixes(*names: str) -> frozenset[str]:
+    return frozenset(f".{name}" for name in names)
+
+
+ZIP = Format("a zip archive", _magic(b"PK\x03\x04"), _suffixes("zip", "pt2", "npz", "pt", "pth", "keras"))
+_UNPACK = "Unpack it and send the file inside"
+FORMATS: tuple[Format, ...] = (
+    ZIP,
+    Format("an empty zip archive", _magic(b"PK\x05\x06", b"PK\x07\x08"), ZIP.suffixes, code=Code.BAD_ARCHIVE),
+    Format(
+        "a Python pickle, which can run code when it is read",
+        _matches(rb"\x80[\x02-\x05]|\(?c[\w.]+\n[\w.]+\n|\(?[dl]p\d+\n|\(i[\w.]+\n[\w.]+\n"),
+        _suffixes("pt", "pth", "pkl", "pickle", "bin", "ckpt", "joblib"),
+        code=Code.UNSAFE_PICKLE,
+    ),
+    Format("a program (ELF)", _magic(b"\x7fELF"), _suffixes("so", "elf", "o")),
+    Format(
+        "a program",
+        _magic(b"MZ", b"\xcf\xfa\xed\xfe", b"\xce\xfa\xed\xfe", b"\xca\xfe\xba\xbe", b"#!"),
+        _suffixes("exe", "dll", "dylib", "sh"),
+    ),
+    Format("gzip-compressed", _magic(b"\x1f\x8b"), _suffixes("gz", "tgz"), _UNPACK),
+    Format("a 7z archive", _magic(b"7z\xbc\xaf\x27\x1c"), _suffixes("7z"), _UNPACK),
+    Format("bzip2-compressed", _magic(b"BZh"), _suffixes("bz2", "tbz2"), _UNPACK),
+    Format("xz-compressed", _magic(b"\xfd7zXZ\x00"), _suffixes("xz", "txz"), _UNPACK),
+    Format("zstandard-compressed", _magic(b"\x28\xb5\x2f\xfd"), _suffixes("zst"), _UNPACK),
+    Format("a RAR archive", _magic(b"Rar!\x1a\x07"), _suffixes("rar"), _UNPACK),
+    Format("a tar archive", _magic(b"ustar", at=257), _suffixes("tar", "mar"), _UNPACK),
+    Format("an HDF5 file, as Keras writes it", _magic(b"\x89HDF\r\n\x1a\n"), _suffixes("h5", "hdf5", "keras")),
+    Format("a GGUF file", _magic(b"GGUF"), _suffixes("gguf")),
+    Format("a TensorFlow Lite file", _magic(b"TFL3", at=4), _suffixes("tflite")),
+    Format("a numpy array (.npy)", _magic(b"\x93NUMPY"), _suffixes("npy")),
+    Format("a Parquet file", _magic(b"PAR1"), _suffixes("parquet")),
+    Format("an image", _magic(b"\x89PNG", b"\xff\xd8\xff", b"GIF8"), IMAGE_SUFFIXES),
+    Format("a PDF document", _magic(b"%PDF"), _suffixes("pdf")),
+    Format(
+        "a Git LFS pointer, not the file it stands for",
+        _magic(b"version https://git-lfs"),
+        _suffixes("pt2", "npz", "zip", "onnx", "safetensors", "bin"),
+        "Run `git lfs pull` and send the real file",
+    ),
+    Format("a safetensors file: weights without a network", _is_safetensors, _suffixes("safetensors")),
+    Format("an ONNX network", _is_onnx, _suffixes("onnx")),
+    Format("a TensorFlow SavedModel", _magic(b"\x08\x01\x12"), _suffixes("pb")),
+    Format("an HTML page", _matches(rb"\s*<(!doctype html|html|head|body)"), _suffixes("html", "htm")),
+    Format("an XML document", _matches(rb"\s*<\?xml"), _suffixes("xml")),
+    Format("JSON text", _matches(rb"(\xef\xbb\xbf)?\s*[{\[]"), _suffixes("json")),
+)
+_KNOWN_SUFFIXES = frozenset(suffix for known in FORMATS for suffix in known.suffixes)
+
+
+def sniff_network(head: bytes, size: int | None, filename: str | None = None) -> Literal["zip"]:
+    """What the first bytes of a network show. `size` is the file's length in bytes, None while it is not known.
+
+    A zip archive may be a `.pt2`; only a look inside tells. Raises `Failure`: empty_file, unknown_format,
+    unsafe_pickle, bad_archive, or format_mismatch when `filename` says another thing.
+    """
+    return _sniff(head, size, filename, EXPORT)
+
+
+def sniff_dataset(head: bytes, size: int | None, filename: str | None = None) -> Literal["zip"]:
+    """What the first bytes of a data set show: `.npz` and zipped image folders are zip archives. Raises the same."""
+    return _sniff(head, size, filename, SAVE_DATA)
+
+
+def _sniff(head: bytes, size: int | None, filename: str | None, remedy: str) -> Literal["zip"]:
+    if not head:
+        raise Failure(Code.EMPTY_FILE, "the file is empty")
+    length = max(size or 0, len(head)) if size is not None else 1 << 62
+    known = next((known for known in FORMATS if known.found(head, length)), None)
+    suffix = PurePosixPath(filename or "").suffix.lower()
+    if known is None:
+        what = (
+            f"{size} bytes are too short for any format"
+            if size is not None and size < 22
+            else "this is no known format"
+        )
+        raise Failure(Code.UNKNOWN_FORMAT, f"{what}. {remedy}.")
+    title = known.title
+    if known.code is Code.UNSAFE_PICKLE:
+        names = _globals(head)
+        named = f" It names {', '.join(names)}." if names else ""
+        raise Failure(Code.UNSAFE_PICKLE, f"the file is {title}; it was not read.{named} {remedy}.")
+    if suffix in _KNOWN_SUFFIXES and suffix not in known.suffixes:
+        raise Failure(Code.FORMAT_MISMATCH, f"the name ends in `{suffix}`, but the file is {title}. {remedy}.")
+    if known is not ZIP:
+        raise Failure(known.code, f"the file is {title}. {known.convert or remedy}.")
+    return "zip"
+
+
+def _globals(head: bytes) -> list[str]:
+    """Up to five classes or functions that a pickle's beginning names; the pickle is parsed, never run."""
+    names: list[str] = []
+    strings: list[str] = []
+    try:
+        for opcode, argument, _ in pickletools.genops(io.BytesIO(head)):
+            if opcode.name in ("GLOBAL", "INST"):
+                names.append(str(argument).replace(" ", "."))
+            elif opcode.name == "STACK_GLOBAL" and len(strings) >= 2:
+                names.append(".".join(strings[-2:]))
+            elif isinstance(argument, str):
+                strings.append(argument)
+    except (ValueError, IndexError, OverflowError):
+        pass  # the head ends in the middle of the pickle, or it is a broken one: what was seen so far counts
+    return [ascii(name)[1:-1][:80] for name in dict.fromkeys(names)][:5]
+
+
+@dataclass(frozen=True)
+class ArchiveKind:
+    """A kind of zip archive, told by the name of one of its members. Without a code it is the kind that is read."""
+
+    title: str
+    member: re.Pattern[str]
+    code: Code | None = Code.UNKNOWN_FORMAT
+
+
+def _named(pattern: str) -> re.Pattern[str]:
+    return re.compile(pattern, re.IGNORECASE)
+
+
+ARCHIVES: tuple[ArchiveKind, ...] = (
+    ArchiveKind(
+        "a TorchScript archive, which can run code when it is loaded",
+        _named(r"/constants\.pkl$|/code/.*\.py$"),
+        Code.TORCHSCRIPT_NOT_SUPPORTED,
+    ),
+    ArchiveKind(
+        "a torch.package archive, which is Python source", _named(r"/\.data/extern_modules$"), Code.UNSAFE_PICKLE
+    ),
+    ArchiveKind("a pt2 archive", _named(r"^[^/]+/models/[^/]+\.json$"), None),
+    ArchiveKind(
+        "an exported program as torch before 2.8 wrote it, which holds pickles",
+        _named(r"serialized_(exported_program\.json|state_dict\.(pt|json))$"),
+        Code.UNSAFE_PICKLE,
+    ),
+    ArchiveKind(
+        "a file of torch.save (a pickle in a zip archive), which can run code when it is read",
+        _named(r"(^|/)data\.pkl$"),
+        Code.UNSAFE_PICKLE,
+    ),
+    ArchiveKind("a Keras network", _named(r"(^|/)model\.weights\.h5$")),
+    ArchiveKind("a TensorFlow SavedModel", _named(r"(^|/)saved_model\.pb$")),
+    ArchiveKind("a data set of numpy arrays (.npz), not a network", _named(r"\.npy$")),
+    ArchiveKind("a zip archive with an ONNX network in it", _named(r"\.onnx$")),
+    ArchiveKind("a zipped folder of weights", _named(r"\.(safetensors|bin|pth|pt|ckpt)$|(^|/)config\.json$")),
+    ArchiveKind("a zip archive of images, not a network", _named(r"\.(png|jpe?g|bmp|gif|webp|tiff?)$")),
+)
+
+
+def identify_network_archive(path: Path) -> Literal["pt2"]:
+    """Tell by the members of a zip file whether it is a `.pt2`. Only its directory is parsed; nothing is unpacked.
+
+    Raises `Failure`: bad_archive for a broken directory; else what the file is (torchscript_not_supported,
+    unsafe_pickle, unknown_format) and how to convert it.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError) as error:
+        raise Failure(
+            Code.BAD_ARCHIVE, f"the zip archive cannot be read: {error}; it may be cut short. Send it again whole."
+        ) from error
+    for kind in ARCHIVES:
+        if any(kind.member.search(name) for name in names):
+            if kind.code is None:
+                return "pt2"
+            raise Failure(kind.code, f"the file is {kind.title}. {EXPORT}.")
+    raise Failure(Code.UNKNOWN_FORMAT, f"the file is a zip archive, but no network that torch.export saved. {EXPORT}.")
