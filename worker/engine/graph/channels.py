@@ -110,8 +110,9 @@ def _visit(
     if node.op == "placeholder":
         return _fixed(node.meta["sizes"])
     if node.target is operator.getitem:
-        source = values[node.args[0]]  # type: ignore[index]
-        return source[node.args[1]] if isinstance(source, tuple) else None  # type: ignore[index, return-value]
+        (whole,), place = node.all_input_nodes, node.args[1]
+        value = values[whole]
+        return value[place] if isinstance(value, tuple) and isinstance(place, int) else None
     module = graph.get_submodule(str(node.target)) if node.op == "call_module" else None
     call = Call(node, labels, values, named, attention, module)
     try:
@@ -224,13 +225,13 @@ def _groups(
             gathered.setdefault(tuple(members), []).append(unit)
     groups: list[Group] = []
     seen: dict[str, int] = {}
-    for members, units in gathered.items():
+    for signature, units in gathered.items():
         layers = tuple(name for name, (own, _) in outputs.items() if own & set(units))
         widths = {width for name in layers for unit in units for width in outputs[name][1].get(unit, ())}
-        first = layers[0] if layers else members[0].parameter
+        first = next((name for name in layers if outputs[name][1]), layers[0] if layers else signature[0].parameter)
         seen[first] = seen.get(first, 0) + 1
         name = first if seen[first] == 1 else f"{first}:{seen[first]}"
-        groups.append(Group(name, tuple(sorted(units)), members, layers, tuple(sorted(widths or {1}))))
+        groups.append(Group(name, tuple(sorted(units)), signature, layers, tuple(sorted(widths or {1}))))
     return tuple(groups)
 
 

@@ -56,7 +56,7 @@ class Labels:
         return int(axis.flat[0]) in self._soft
 
     def tie(self, first: Axis, second: Axis, why: str = FIXED) -> Axis:
-        """The indices of `first` and `second` stay or go pair by pair. A fixed side freezes the other, because `why`."""
+        """Pair by pair, indices of `first` and `second` stay or go. A fixed side freezes the other, because `why`."""
         if first is None or second is None:
             self.freeze(second if first is None else first, why)
             return second if first is None else first

@@ -104,7 +104,7 @@ class MaskedNetwork(fx.Interpreter):
         if not any(self._shrinks(source) for source in node.all_input_nodes):
             return None
         if node.op == "call_module":
-            kind = type(self.module.get_submodule(str(node.target)))  # type: ignore[union-attr, operator]
+            kind = type(self.module.get_submodule(str(node.target)))
             return self._module if kind in _MODULES else None
         if isinstance(node.target, torch._ops.OpOverload) and node.target.overloadpacket.__name__ in _OPERATORS:
             return self._operator
@@ -115,7 +115,7 @@ class MaskedNetwork(fx.Interpreter):
         return isinstance(value, list) and any(self.plan.shrinks(axis) for axis in value)
 
     def _module(self, node: fx.Node) -> Tensor:
-        module: Any = self.module.get_submodule(str(node.target))  # type: ignore[union-attr, operator]
+        module: Any = self.module.get_submodule(str(node.target))
         source = node.all_input_nodes[0]
         weight, bias = (
             None if getattr(module, leaf, None) is None else self._kept_parameter(f"{node.target}.{leaf}")
@@ -137,7 +137,7 @@ class MaskedNetwork(fx.Interpreter):
         arguments = arguments_of(node)
         call = fx.Graph()
         copy = call.node_copy(node, lambda source: call.placeholder(source.name))
-        source = arguments.get("input", arguments.get("self"))
+        source: fx.Node = arguments["input" if "input" in arguments else "self"]
         kept = self._kept(source)
         if "normalized_shape" in arguments:
             set_argument(copy, "normalized_shape", list(kept.shape[-len(arguments["normalized_shape"]) :]))
@@ -156,7 +156,7 @@ class MaskedNetwork(fx.Interpreter):
 
     def _kept_parameter(self, name: str) -> Tensor:
         axes = self.plan.channels.parameters[name]
-        return _select(tensor_named(self.module, name), axes, self.plan)  # type: ignore[arg-type]
+        return _select(tensor_named(self.module, name), axes, self.plan)
 
     def _restored(self, node: fx.Node, result: Tensor) -> Tensor:
         """Full size again, zeros where units went."""

@@ -7,7 +7,7 @@ import math
 import numpy as np
 from torch import fx
 
-from worker.engine.graph.labels import Axes, Axis
+from worker.engine.graph.labels import Axes, Axis, Indices
 from worker.engine.graph.ops.call import Call, arguments_of, set_argument
 from worker.engine.graph.ops.sizing import Remaining, Sizing
 from worker.engine.graph.shapes import sizes_of
@@ -29,7 +29,8 @@ def convolve(
     weight_sizes: tuple[int, ...],
     transposed: bool,
 ) -> Axes:
-    """Input [N, C, *spatial] or [C, *spatial]; weight [out, in / groups, *kernel], transposed [in, out / groups, *kernel].
+    """Input [N, C, *spatial] or [C, *spatial]; weight [out, in / groups, *kernel] or transposed
+    [in, out / groups, *kernel].
 
     With one channel a group (depthwise) an output goes with its input. With more, the same offset in every group goes
     together and the number of groups stays.
@@ -83,7 +84,8 @@ def _by_offset(call: Call, axis: Axis, groups: int) -> Axis:
         return None
     rows = axis.reshape(groups, -1)
     call.tie(np.broadcast_to(rows[:1], rows.shape).reshape(-1), axis)
-    return rows[0].copy()
+    first: Indices = rows[0].copy()
+    return first
 
 
 def grouped_by_offset(call: Call, axis: Axis, groups: int) -> None:

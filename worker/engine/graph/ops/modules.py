@@ -153,7 +153,7 @@ def _recurrent(call: Call, module: nn.RNNBase) -> Value:
     axes, features = call.operand("input"), call.operand("input")[-1]
     hidden = call.labels.fresh(module.hidden_size)
     directions = 2 if module.bidirectional else 1
-    gates = module.weight_hh_l0.shape[0] // module.hidden_size
+    gates = _GATES[type(module)]
     for suffix in _recurrent_suffixes(module):
         call.tie(_needed(call.parameter(f"weight_ih{suffix}"))[1], features)
         call.tie(_needed(call.parameter(f"weight_hh{suffix}"))[1], hidden)
@@ -189,6 +189,7 @@ def _recurrent_cost(node: fx.Node, module: nn.RNNBase, sizing: Sizing) -> int:
     return steps * sum(math.prod(sizing.parameter(name)) for name in matrices)
 
 
+_GATES: dict[type[nn.RNNBase], int] = {nn.LSTM: 4, nn.GRU: 3, nn.RNN: 1}
 _MATRICES = ("weight_ih", "weight_hh")
 _CONVOLUTION = ModuleRules(_convolution, _resize_convolution, _convolution_cost)
 _PER_CHANNEL = ModuleRules(_per_channel, _resize_per_channel)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -60,7 +61,7 @@ def rewrite_split(node: fx.Node, remaining: Remaining) -> None:
     if axis is None or not remaining.shrinks(axis):
         return
     ends = np.cumsum([0] + [sizes[dim] for sizes in node.meta["sizes"]])
-    counts = [remaining.count(axis[start:end]) for start, end in zip(ends, ends[1:], strict=False)]
+    counts = [remaining.count(axis[start:end]) for start, end in itertools.pairwise(ends)]
     node.target, node.args, node.kwargs = SPLIT, (arguments["self"], counts, dim), {}
 
 
