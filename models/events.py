@@ -81,7 +81,7 @@ class ArtifactEvent(_Event):
 
     type: Literal["artifact"] = "artifact"
     name: str
-    kind: Literal["onnx", "pt2", "report", "spec", "card"]
+    kind: Literal["onnx", "pt2", "report", "spec"]
     content_type: str
     path: str
     partial: bool = False

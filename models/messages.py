@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -33,6 +34,12 @@ class InputFile(_Request):
 
     path: Path
     sha256: str | None = None
+
+    def digest(self) -> str:
+        if self.sha256 is not None:
+            return self.sha256
+        with self.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class InspectNetworkRequest(_Request):

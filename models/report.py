@@ -77,8 +77,7 @@ class LayerReport(_Frozen):
 
 
 class Verification(_Frozen):
-    """`reloaded` in a fresh process by the stock runtime; `max_abs_diff_vs_engine` is over real or random samples;
-    `mask_check` is the largest relative difference between the cut and the masked network, over all prune steps."""
+    """A file `reloaded` in a fresh process by the stock runtime and compared, on real samples where there are any."""
 
     artifact: str
     reloaded: bool
@@ -86,6 +85,14 @@ class Verification(_Frozen):
     max_abs_diff_vs_engine: float
     sqnr_db_vs_engine: float | None = None
     top1_agreement_vs_engine: float | None = None
+
+
+class FilePair(_Frozen):
+    """The original and the compressed network written to the same format and measured side by side."""
+
+    format: Literal["onnx", "pt2"]
+    original: Measurement
+    compressed: Measurement
 
 
 class Provenance(_Frozen):
@@ -98,9 +105,16 @@ class Provenance(_Frozen):
 
 
 class Report(_Frozen):
+    """`original` and `compressed` are the first pair of `files`; `requirement_missed` says by how much, in words.
+
+    `mask_check` is the largest relative difference between a cut network and its masked twin, over all cuts.
+    `split_made_here`: a split was drawn by us, so the original may have been trained on what it is tested on.
+    """
+
     schema_version: Literal[1] = 1
     original: Measurement
     compressed: Measurement
+    files: list[FilePair]
     steps: list[StepReport]
     layers: list[LayerReport]
     verification: list[Verification]

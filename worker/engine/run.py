@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,6 +58,13 @@ class Run:
         elapsed = time.monotonic() - self._started
         eta = elapsed * (100.0 - self._percent) / self._percent if self._percent > 1 else None
         self.emit(ProgressEvent(percent=round(self._percent, 2), epoch=epoch, epochs=epochs, eta_seconds=eta))
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Keep how many seconds the block took, for the report."""
+        began = time.monotonic()
+        yield
+        self.seconds[name] = round(time.monotonic() - began, 3)
 
     def metric(self, event: MetricEvent) -> None:
         self.emit(event)

@@ -1,0 +1,103 @@
+"""`python -P -m worker.engine REQUEST.json`: one request in, one JSON event a line on stdout, the log on stderr.
+
+Exit status: 0 after `finished` or `inspected`, 1 after `failed`, 2 for a request that is not one.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+
+from models.errors import Code, Failure
+from models.events import EngineEvent, FailedEvent, InspectedEvent
+from models.messages import (
+    ENGINE_REQUEST,
+    CompressRequest,
+    EngineRequest,
+    InspectDatasetRequest,
+    InspectNetworkRequest,
+)
+from worker.engine.data.inspect import inspect_dataset
+from worker.engine.inspect import inspect_network
+from worker.engine.pipeline import compress
+
+
+def main(arguments: list[str]) -> int:
+    if len(arguments) != 1:
+        print("usage: python -P -m worker.engine REQUEST.json", file=sys.stderr)
+        return 2
+    try:
+        request = _read(Path(arguments[0]))
+    except (OSError, ValueError, ValidationError) as error:
+        print(f"{arguments[0]}: {error}", file=sys.stderr)
+        return 2
+    emit = _open_pipe()
+    last_phase: list[str] = []
+
+    def remember(event: EngineEvent) -> None:
+        if event.type == "phase":
+            last_phase[:] = [event.phase]
+        emit(event)
+
+    try:
+        _serve(request, remember)
+    except Exception as error:
+        traceback.print_exc()
+        failure = _as_failure(error)
+        emit(FailedEvent(error=failure.as_error(last_phase[0] if last_phase else None)))
+        return 1
+    return 0
+
+
+def _read(path: Path) -> EngineRequest:
+    body = json.loads(path.read_bytes())
+    if isinstance(body, dict):
+        body.setdefault("kind", "compress")
+    return ENGINE_REQUEST.validate_python(body)
+
+
+def _open_pipe() -> Callable[[EngineEvent], None]:
+    """Events get the real stdout to themselves; whatever a library prints goes to the log."""
+    pipe = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+
+    def emit(event: EngineEvent) -> None:
+        pipe.write(event.model_dump_json() + "\n")
+        pipe.flush()
+
+    return emit
+
+
+def _serve(request: EngineRequest, emit: Callable[[EngineEvent], None]) -> None:
+    match request:
+        case InspectNetworkRequest():
+            emit(InspectedEvent(inspection=inspect_network(request.network.path)))
+        case InspectDatasetRequest():
+            emit(InspectedEvent(inspection=inspect_dataset(request.dataset.path)))
+        case CompressRequest():
+            compress(request, emit)
+
+
+def _as_failure(error: Exception) -> Failure:
+    """The code of what went wrong; anything unforeseen is `internal`, its traceback in the log."""
+    if isinstance(error, Failure):
+        return error
+    if isinstance(error, torch.OutOfMemoryError):
+        return Failure(Code.OUT_OF_GPU_MEMORY, "the device has too little memory for this network and batch size")
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return Failure(Code.OUT_OF_MEMORY, "the process has too little memory for this network and batch size")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return Failure(Code.DISK_FULL, "no space is left for the job's files")
+    return Failure(Code.INTERNAL, f"{type(error).__name__}: {str(error)[:500]}")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

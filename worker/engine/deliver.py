@@ -1,0 +1,211 @@
+"""From the finished subject to files that are proved: write, reload, compare, measure, report."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+from torch import Tensor, fx
+
+from models.errors import Code, Failure
+from models.events import ArtifactEvent
+from models.messages import CompressRequest
+from models.report import Cause, FilePair, Measurement, MetricValue, Provenance, Report, StepReport, Verification
+from models.spec import ExportFormat
+from models.statuses import Phase
+from worker.engine.assess import nonzero_parameters, total_macs
+from worker.engine.export.onnx import export_onnx
+from worker.engine.export.pt2 import export_pt2
+from worker.engine.graph.cost import parameters
+from worker.engine.measure.files import FileFigures, measure_pair, score_pair
+from worker.engine.measure.layers import layer_reports
+from worker.engine.measure.metrics import drop, forward_of, output_index
+from worker.engine.measure.verify import verify
+from worker.engine.run import Run
+from worker.engine.subject import Subject
+
+EXPORTERS: dict[ExportFormat, Callable[[fx.GraphModule, Subject, Path], None]] = {
+    "onnx": export_onnx,
+    "pt2": export_pt2,
+}
+CONTENT_TYPES: dict[str, str] = {
+    "onnx": "application/onnx",
+    "pt2": "application/zip",
+    "report": "application/json",
+    "spec": "application/json",
+}
+REPORT = "artifacts/report.json"
+
+_VERIFY_SAMPLES = 64
+_NOTICEABLE = 0.95
+"""A compressed file slower than this share of the original's latency is not called faster."""
+
+
+def deliver(subject: Subject, run: Run, request: CompressRequest, before: Measurement, steps: list[StepReport]) -> None:
+    """Write the files of `run.spec.export`, each verified before it is announced, then the report.
+
+    `before` is the original as the engine saw it. Raises Failure: VERIFICATION_FAILED, UNSUPPORTED_HERE,
+    REQUIREMENT_MISSED when the spec says that a miss fails.
+    """
+    subject.graph.to("cpu")
+    subject.original.to("cpu")
+    artifacts, scratch = run.folder / "artifacts", run.folder / "originals"
+    for folder in (artifacts, scratch):
+        folder.mkdir(exist_ok=True)
+
+    missed = _requirement(run, before, steps)
+    if missed and run.spec.require is not None and run.spec.require.on_miss == "fail":
+        raise Failure(Code.REQUIREMENT_MISSED, missed, where="/require/max_metric_drop")
+
+    formats = run.spec.export
+    verifications: list[Verification] = []
+    with run.timed("export"):
+        run.share(75.0, 12.0)
+        for index, form in enumerate(formats):
+            run.phase(Phase.EXPORTING)
+            EXPORTERS[form](subject.network(), subject, artifacts / f"model.{form}")
+            run.progress((index + 0.4) / len(formats))
+            EXPORTERS[form](subject.original, subject, scratch / f"original.{form}")
+            run.phase(Phase.VERIFYING)
+            verifications.append(_verify(subject, run, artifacts / f"model.{form}"))
+            run.progress((index + 1) / len(formats))
+            _announce(run, f"model.{form}", form)
+
+    run.phase(Phase.MEASURING)
+    run.share(87.0, 13.0)
+    pairs: list[FilePair] = []
+    with run.timed("measure"):
+        for index, form in enumerate(formats):
+            pairs.append(_measure(subject, run, request.threads, form))
+            run.progress((index + 1) / len(formats))
+    _warn_of_what_did_not_improve(run, pairs)
+
+    report = Report(
+        original=pairs[0].original,
+        compressed=pairs[0].compressed,
+        files=pairs,
+        steps=steps,
+        layers=layer_reports(subject),
+        verification=verifications,
+        mask_check=max((step.details["mask_check"] for step in steps if "mask_check" in step.details), default=None),
+        split_made_here=run.data is not None and run.data.split_made_here,
+        requirement_missed=missed,
+        warnings=run.warnings,
+        seconds=run.seconds,
+        provenance=_provenance(run, request),
+    )
+    (run.folder / REPORT).write_text(report.model_dump_json(indent=2))
+    _announce(run, "report.json", "report")
+    (artifacts / "spec.json").write_text(run.spec.model_dump_json(indent=2))
+    _announce(run, "spec.json", "spec")
+
+
+def _announce(run: Run, name: str, kind: Literal["onnx", "pt2", "report", "spec"]) -> None:
+    run.emit(ArtifactEvent(name=name, kind=kind, content_type=CONTENT_TYPES[kind], path=f"artifacts/{name}"))
+
+
+def _samples(subject: Subject, run: Run, count: int) -> tuple[Tensor, ...]:
+    """Real samples of the validation split where there is data; the test split is for the metrics alone."""
+    if run.data is not None:
+        return run.data.val.sample(count, run.spec.seed).inputs
+    return subject.example_inputs(count)
+
+
+def _verify(subject: Subject, run: Run, path: Path) -> Verification:
+    inputs = _samples(subject, run, _VERIFY_SAMPLES)
+    expected = forward_of(subject.network())(inputs)
+    return verify(path, inputs, expected, run.folder, integer=subject.quantization is not None)
+
+
+def _measure(subject: Subject, run: Run, threads: int, form: ExportFormat) -> FilePair:
+    original, compressed = run.folder / "originals" / f"original.{form}", run.folder / "artifacts" / f"model.{form}"
+    figures = measure_pair(original, compressed, _samples(subject, run, 1), run.folder, threads)
+    scores: tuple[dict[str, MetricValue], dict[str, MetricValue]] = ({}, {})
+    agreement: MetricValue | None = None
+    if run.data is not None:
+        output = output_index(subject.outputs, run.spec.data.output if run.spec.data else None)
+        *both, agreement = score_pair(original, compressed, run.data.test, run.data.task, output, run.folder, threads)
+        scores = (both[0], both[1])
+    whole = None if agreement is None else agreement.model_copy(update={"value": 1.0})
+    return FilePair(
+        format=form,
+        original=_measurement(subject.original, subject, run, figures[0], scores[0], whole),
+        compressed=_measurement(subject.graph, subject, run, figures[1], scores[1], agreement),
+    )
+
+
+def _measurement(
+    graph: fx.GraphModule,
+    subject: Subject,
+    run: Run,
+    figures: FileFigures,
+    metrics: dict[str, MetricValue],
+    agreement: MetricValue | None,
+) -> Measurement:
+    reasons: dict[str, Cause] = {}
+    if not metrics:
+        reasons["metrics"] = "no_data" if run.data is None else "no_labels"
+    if agreement is None:
+        reasons["agreement_with_original"] = "no_data"
+    return Measurement(
+        metrics=metrics or None,
+        agreement_with_original=agreement,
+        parameters=parameters(graph),
+        nonzero_parameters=nonzero_parameters(graph),
+        macs=total_macs(graph, subject),
+        file=figures.name,
+        file_size_bytes=figures.size_bytes,
+        file_size_gzip_bytes=figures.gzip_bytes,
+        latency_ms=figures.latency,
+        peak_memory_bytes=figures.peak_memory_bytes,
+        reasons=reasons,
+    )
+
+
+def _requirement(run: Run, before: Measurement, steps: list[StepReport]) -> str | None:
+    """In words, how far the validation metric fell below what `require` allows; None when it did not."""
+    if run.spec.require is None or run.data is None or not before.metrics:
+        return None
+    metric, allowed = run.data.metric, run.spec.require.max_metric_drop
+    after = steps[-1].after.metrics if steps else before.metrics
+    assert after is not None
+    lost = drop(metric, before.metrics[metric].value, after[metric].value)
+    if lost <= allowed:
+        return None
+    return f"{metric} on the validation data got worse by {lost:.4f}, more than the {allowed:g} allowed"
+
+
+def _warn_of_what_did_not_improve(run: Run, pairs: list[FilePair]) -> None:
+    for pair in pairs:
+        before, after = pair.original, pair.compressed
+        assert before.latency_ms is not None
+        assert after.latency_ms is not None
+        assert before.file_size_bytes is not None
+        assert after.file_size_bytes is not None
+        if after.latency_ms.p50 > _NOTICEABLE * before.latency_ms.p50:
+            run.warn(
+                "not_faster",
+                f"{after.file} takes {after.latency_ms.p50:.3f} ms a sample where the original takes "
+                f"{before.latency_ms.p50:.3f} ms in {after.latency_ms.runtime} ({after.latency_ms.isa}).",
+            )
+        if after.file_size_bytes >= before.file_size_bytes:
+            run.warn(
+                "not_smaller",
+                f"{after.file} has {after.file_size_bytes} bytes where the original has {before.file_size_bytes}.",
+            )
+
+
+def _provenance(run: Run, request: CompressRequest) -> Provenance:
+    packages = ("modelpress", "torch", "onnx", "onnxruntime", "numpy")
+    return Provenance(
+        versions={name: version(name) for name in packages} | {"python": platform.python_version()},
+        device=str(run.device),
+        seed=run.spec.seed,
+        model_sha256=request.network.digest(),
+        dataset_sha256=request.dataset.digest() if request.dataset else None,
+        spec_sha256=hashlib.sha256(run.spec.model_dump_json().encode()).hexdigest(),
+    )

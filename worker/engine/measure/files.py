@@ -1,0 +1,72 @@
+"""The original and the compressed file side by side: metrics, agreement, latency, memory, sizes."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from models.report import Latency, MetricValue
+from models.spec import Task
+from worker.engine.data.dataset import Split
+from worker.engine.measure.meters import AgreementMeter, meter_for
+from worker.engine.measure.metrics import BATCH_SIZE, metric_value
+from worker.engine.measure.runtime import FreshProcess, measure_latency, peak_memory_bytes
+from worker.engine.measure.size import file_size_bytes, gzip_size_bytes
+
+
+@dataclass(frozen=True)
+class FileFigures:
+    """What was measured of one file, without data."""
+
+    name: str
+    size_bytes: int
+    gzip_bytes: int
+    latency: Latency
+    peak_memory_bytes: int
+
+
+def measure_pair(
+    original: Path, compressed: Path, one_sample: tuple[Tensor, ...], folder: Path, threads: int
+) -> tuple[FileFigures, FileFigures]:
+    """Sizes, latency for one sample (interleaved in one process) and peak memory of both files."""
+    latencies = measure_latency([original, compressed], one_sample, folder, threads)
+    before, after = (
+        FileFigures(
+            name=path.name,
+            size_bytes=file_size_bytes(path),
+            gzip_bytes=gzip_size_bytes(path),
+            latency=latency,
+            peak_memory_bytes=peak_memory_bytes(path, one_sample, folder, threads),
+        )
+        for path, latency in zip((original, compressed), latencies, strict=True)
+    )
+    return before, after
+
+
+def score_pair(
+    original: Path, compressed: Path, split: Split, task: Task, output: int, folder: Path, threads: int
+) -> tuple[dict[str, MetricValue], dict[str, MetricValue], MetricValue]:
+    """Metrics of both files and their agreement, on every sample of `split`, each in a fresh process of its own."""
+    labelled = split.label_reader is not None
+    meters = [meter_for(task), meter_for(task)] if labelled else []
+    agreement = AgreementMeter(task)
+    with ExitStack() as stack:
+        runtimes = [stack.enter_context(FreshProcess(folder, threads)) for _ in range(2)]
+        for batch in split.batches(BATCH_SIZE):
+            answers = [
+                runtime.run(path, batch.inputs)[0][output]
+                for runtime, path in zip(runtimes, (original, compressed), strict=True)
+            ]
+            agreement.add(answers[0], answers[1])
+            if batch.labels is not None:
+                for meter, answer in zip(meters, answers, strict=True):
+                    meter.add(answer, batch.labels)
+    scores: list[dict[str, MetricValue]] = [
+        {name: metric_value(name, value, meter.count, split) for name, value in meter.values().items()}
+        for meter in meters
+    ]
+    before, after = scores if labelled else ({}, {})
+    return before, after, metric_value("agreement", agreement.value(), len(split), split)

@@ -1,0 +1,142 @@
+"""The order of things: read, look at the baseline, take each step, write the files, prove them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from models.checkpoints import checkpoint_keys
+from models.errors import Code, Failure
+from models.events import CheckpointEvent, EngineEvent, FinishedEvent, StepEvent
+from models.messages import CompressRequest
+from models.report import Measurement, StepReport
+from models.rules import check, resolve
+from models.spec import FinetuneStep, PruneStep, QuantizeStep
+from models.statuses import Phase
+from worker.engine.assess import assess
+from worker.engine.checkpoint import restore_checkpoint, save_checkpoint
+from worker.engine.data.dataset import open_dataset
+from worker.engine.data.inspect import inspect_dataset
+from worker.engine.deliver import REPORT, deliver
+from worker.engine.graph.describe import describe_network
+from worker.engine.graph.lift import lift
+from worker.engine.ingest.read import read_network
+from worker.engine.measure.metrics import at_chance
+from worker.engine.prune.step import run as prune
+from worker.engine.quantize.step import run as quantize
+from worker.engine.run import Run
+from worker.engine.subject import Subject
+from worker.engine.train.step import run as finetune
+
+STEPS: dict[type, Callable[[Subject, Any, Run], dict[str, Any]]] = {
+    PruneStep: prune,
+    FinetuneStep: finetune,
+    QuantizeStep: quantize,
+}
+"""The code of each step of `models/spec.py`."""
+
+_WEIGHTS = {"prune": 1.0, "finetune": 12.0, "quantize": 2.0}
+"""How long steps take relative to one another, for the progress bar."""
+
+_STEPS_START, _STEPS_END = 5.0, 75.0
+
+
+def compress(request: CompressRequest, emit: Callable[[EngineEvent], None]) -> None:
+    """Run a whole job. Raises `Failure`; everything worth keeping was emitted before."""
+    torch.set_num_threads(request.threads)
+    folder = request.folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    run = Run(spec=request.spec, folder=folder, emit=emit, device=_device(request.device))
+
+    run.phase(Phase.INSPECTING)
+    with run.timed("inspect"):
+        subject = _read(request, run)
+    dataset_sha256 = request.dataset.digest() if request.dataset else None
+    keys = checkpoint_keys(request.network.digest(), dataset_sha256, run.spec)
+
+    run.phase(Phase.BASELINE)
+    run.share(2.0, 3.0)
+    with run.timed("baseline"):
+        baseline = assess(subject, run)
+    _warn_of_a_baseline_at_chance(run, baseline)
+
+    reports = _take_steps(subject, run, keys, _resume(subject, request, keys))
+    deliver(subject, run, request, baseline, reports)
+    emit(FinishedEvent(report=REPORT))
+
+
+def _read(request: CompressRequest, run: Run) -> Subject:
+    """Read the network and the data, check the spec against them and fill its defaults in."""
+    program = read_network(request.network.path)
+    subject = lift(program)
+    network = describe_network(subject, "pt2", program.warnings)
+    dataset = inspect_dataset(request.dataset.path) if request.dataset else None
+    problems = check(request.spec, network, dataset)
+    if problems:
+        lines = "; ".join(f"{problem.pointer}: {problem.message}" for problem in problems)
+        raise Failure(Code.INVALID_SPEC, lines, problems=tuple(problems))
+    run.spec = resolve(request.spec, network, dataset)
+    if request.dataset is not None and run.spec.data is not None:
+        run.data = open_dataset(request.dataset.path, run.spec.data, subject.inputs, run.spec.seed)
+    for notice in (*program.warnings, *(dataset.warnings if dataset else ())):
+        run.warn(notice.code, notice.message)
+    return subject
+
+
+def _warn_of_a_baseline_at_chance(run: Run, baseline: Measurement) -> None:
+    if run.data is None or not baseline.metrics:
+        return
+    name = run.data.metric
+    value = baseline.metrics[name].value
+    if at_chance(name, value, run.data):
+        run.warn(
+            "check_preprocessing",
+            f"The original scores {name} {value:.3f}, no better than chance: "
+            "check `transform` (scale, mean, std) and the order of the classes.",
+        )
+
+
+def _resume(subject: Subject, request: CompressRequest, keys: list[str]) -> list[StepReport]:
+    """Restore the furthest checkpoint handed over; their files are named by key. The steps it stands for come back."""
+    offered = {path.stem: path for path in request.checkpoints}
+    for key in reversed(keys):
+        if key in offered:
+            return restore_checkpoint(subject, offered[key])
+    return []
+
+
+def _take_steps(subject: Subject, run: Run, keys: list[str], done: list[StepReport]) -> list[StepReport]:
+    """Every step not done yet, each measured and checkpointed as soon as it ends."""
+    steps = run.spec.steps or []
+    width = (_STEPS_END - _STEPS_START) / sum(_WEIGHTS[step.step] for step in steps)
+    start, reports = _STEPS_START, list(done)
+    for report in done:
+        run.emit(StepEvent(report=report))
+    for index, step in enumerate(steps):
+        run.step_index = index
+        run.share(start, width * _WEIGHTS[step.step])
+        start += width * _WEIGHTS[step.step]
+        if index < len(done):
+            continue
+        began = time.monotonic()
+        torch.manual_seed((run.spec.seed + index) % 2**63)
+        details = STEPS[type(step)](subject, step, run)
+        seconds = round(time.monotonic() - began, 3)
+        report = StepReport(index=index, step=step.step, seconds=seconds, after=assess(subject, run), details=details)
+        reports.append(report)
+        run.emit(StepEvent(report=report))
+        path = run.folder / "checkpoints" / f"{keys[index]}.safetensors"
+        path.parent.mkdir(exist_ok=True)
+        save_checkpoint(subject, reports, path)
+        run.emit(CheckpointEvent(step_index=index, path=str(path.relative_to(run.folder)), key=keys[index]))
+    run.step_index = None
+    return reports
+
+
+def _device(name: str) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise Failure(Code.NO_SUCH_DEVICE, "this worker has no CUDA device")
+    return torch.device(name)
