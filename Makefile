@@ -1,0 +1,47 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint requirements.lock
+export OMP_NUM_THREADS ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo serve test lint bench clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort | column -t -s "$$(printf '\t')"
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+
+# torch first: everything else then finds the pinned one in place.
+$(VENV)/.demo: pyproject.toml requirements.lock | $(BIN)/python
+	$(PIP) "$$(grep '^torch==' requirements.lock)"
+	$(PIP) --editable '.[demo]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml requirements.lock | $(BIN)/python
+	$(PIP) "$$(grep '^torch==' requirements.lock)"
+	$(PIP) --editable '.[dev]'
+	@touch $@ $(VENV)/.demo
+
+demo: $(VENV)/.demo ## train, upload, compress, download and check a real network, end to end
+	$(BIN)/python -m deploy.demo
+
+serve: $(VENV)/.demo ## start the whole service on this machine and keep it up
+	$(BIN)/python -m deploy.embedded
+
+test: $(VENV)/.dev ## run every test, against a real broker and real databases it brings itself
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev ## formatting, lint, types, import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.dev ## print the benchmark table
+	$(BIN)/python -m bench
+
+clean: ## remove everything that was built or stored here
+	rm -rf $(VENV) var build dist *.egg-info client/*.egg-info
