@@ -86,7 +86,7 @@ def integer_network(graph: fx.GraphModule, quantization: Quantization) -> fx.Gra
 
     Weights are int8 buffers under their old names, biases int32 ones with scale input scale * weight scale, so that
     a runtime can add them to its int32 accumulators. The result of each 8-bit layer carries its name in
-    `node.meta["layer"]`.
+    `node.meta["int8_layer"]`.
     """
     network = copy.deepcopy(graph)
     rounded: dict[tuple[str, str], fx.Node] = {}
@@ -173,7 +173,7 @@ def _call_on_integers(graph: fx.Graph, call: fx.Node, layer: nn.Module, index: i
             rest = (list(layer.stride), layer.padding, list(layer.dilation), layer.groups)
             target = padding if isinstance(layer.padding, str) else default
             result = graph.call_function(target, (call.args[0], weight, bias, *rest))
-    result.meta["layer"] = name
+    result.meta["int8_layer"] = name
     call.replace_all_uses_with(result)
     graph.erase_node(call)
 

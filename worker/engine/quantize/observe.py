@@ -50,14 +50,14 @@ def layer_sqnr_db(graph: fx.GraphModule, network: fx.GraphModule, inputs: Inputs
     """
     clean: dict[str, list[Tensor]] = {}
     powers: dict[str, list[float]] = {}
-    layers = {node.meta["layer"] for node in network.graph.nodes if "layer" in node.meta}
+    layers = {node.meta["int8_layer"] for node in network.graph.nodes if "int8_layer" in node.meta}
 
     def keep(node: fx.Node, value: Any) -> None:
         if node.op == "call_module" and node.target in layers:
             clean.setdefault(str(node.target), []).append(value)
 
     def compare(node: fx.Node, value: Any) -> None:
-        if (name := node.meta.get("layer")) is not None:
+        if (name := node.meta.get("int8_layer")) is not None:
             expected = clean[name].pop(0).double()
             signal, noise = powers.setdefault(name, [0.0, 0.0])
             powers[name] = [
