@@ -73,5 +73,6 @@ def queue_positions(session: Session, jobs: Sequence[Job]) -> dict[str, int]:
         place = func.row_number().over(order_by=(turns.c.turn, turns.c.created_at, turns.c.id)).label("place")
         places = select(turns.c.id, place).subquery("places")
         mine = [job.id for job in waiting if job.device == device]
-        positions |= dict(session.execute(select(places.c.id, places.c.place).where(places.c.id.in_(mine))).tuples())
+        found = select(places.c.id, places.c.place).where(places.c.id.in_(mine))
+        positions |= dict(session.execute(found).tuples().all())
     return positions
