@@ -49,7 +49,7 @@ def split(call: Call) -> Value:
     dim, start = call.argument("dim") % len(axes), 0
     parts: list[Axes] = []
     for sizes in call.results_sizes:
-        parts.append([*axes[:dim], _part(call, axes[dim], start, start + sizes[dim], 1), *axes[dim + 1 :]])
+        parts.append([*axes[:dim], _part(call, axes[dim], start, start + sizes[dim]), *axes[dim + 1 :]])
         start += sizes[dim]
     return tuple(parts)
 
@@ -72,14 +72,16 @@ def slice_(call: Call) -> Axes:
         bounds = [call.argument(name) for name in ("start", "end", "step")]
         if any(isinstance(bound, fx.Node) for bound in bounds):
             raise Refusal("slices channels at a place computed while running")
-        axes[dim] = _part(call, axes[dim], *bounds)
+        if bounds[2] != 1:
+            raise Refusal("takes every other channel")
+        axes[dim] = _part(call, axes[dim], *bounds[:2])
     return axes
 
 
-def _part(call: Call, axis: Axis, start: int | None, end: int | None, step: int) -> Axis:
+def _part(call: Call, axis: Axis, start: int | None, end: int | None) -> Axis:
     if axis is None:
         return None
-    part = axis[start:end:step]
+    part = axis[start:end]
     if part.size == 1:
         call.freeze(part, "is taken alone")
         return None
@@ -93,9 +95,7 @@ def rewrite_slice(node: fx.Node, remaining: Remaining) -> None:
     axis = remaining.axes(arguments["self"])[dim]
     if axis is None or not remaining.shrinks(axis):
         return
-    start, end, step = slice(arguments["start"], arguments["end"], arguments["step"]).indices(before[dim])
-    if step != 1:
-        raise Refusal("slices channels with a step")
+    start, end, _ = slice(arguments["start"], arguments["end"]).indices(before[dim])
     start, end = remaining.count(axis[:start]), remaining.count(axis[:end])
     node.args, node.kwargs = (arguments["self"], dim, start, end), {}
 
@@ -108,7 +108,7 @@ def narrow(call: Call) -> Axes:
         if isinstance(start, fx.Node) or isinstance(length, fx.Node):
             raise Refusal("slices channels at a place computed while running")
         start %= call.sizes("self")[dim]
-        axes[dim] = _part(call, axes[dim], start, start + length, 1)
+        axes[dim] = _part(call, axes[dim], start, start + length)
     return axes
 
 
