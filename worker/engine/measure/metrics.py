@@ -121,7 +121,7 @@ def at_chance(metric: str, value: float, dataset: Dataset) -> bool:
     """Whether `value` on `dataset.val` is no better than an answer that ignores the input.
 
     The answer compared with is the best constant one (the classes by frequency, the median, the mean), or for F1 and
-    IoU guessing evenly if that is better, with two standard errors of a share on top.
+    IoU guessing evenly if that is better, with two standard errors (of a share, of a standard deviation) on top.
     """
     labels = dataset.val.labels()
     if labels is None or not len(labels) or metric == "agreement":
@@ -129,7 +129,7 @@ def at_chance(metric: str, value: float, dataset: Dataset) -> bool:
     name = cast(Metric, metric)
     chance = _constant_answer(name, labels, dataset)
     if not METRICS[name].higher_is_better:
-        return value >= chance
+        return value >= chance * (1.0 - STANDARD_ERRORS / math.sqrt(2 * len(labels)))
     if name in ("macro_f1", "mean_iou"):
         chance = max(chance, 1.0 / max(2, dataset.class_count or 2))
     margin = STANDARD_ERRORS * math.sqrt(chance * (1.0 - chance) / len(labels))
