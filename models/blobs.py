@@ -213,8 +213,11 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise Failure(Code.INTERNAL, f"The file cannot be opened: {error.strerror}.", where=path.name) from error
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         status = os.fstat(descriptor)
         if not S_ISREG(status.st_mode) or status.st_nlink != 1:
             raise Failure(Code.INTERNAL, "The file must be a regular one with one link.", where=path.name)
-        yield file
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            yield file
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,90 @@
+"""Tenants take turns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from models import transitions
+from models.database import Database
+from models.queue import queue_position, queued_count
+from models.tables import Job
+from tests.models.rows import ERROR, at, claim, submit
+
+
+@pytest.fixture
+def session(database: Database) -> Iterator[Session]:
+    with database.transaction() as opened:
+        yield opened
+
+
+def claimed_tenants(session: Session, count: int, *, finish: bool) -> list[str]:
+    tenants = []
+    for second in range(count):
+        job = claim(session, seconds=100 + second)
+        assert job is not None
+        tenants.append(job.tenant)
+        if finish:
+            assert transitions.fail(session, job.id, job.attempt, ERROR, at(100 + second))
+    return tenants
+
+
+def test_a_tenant_who_floods_one_slot_delays_others_by_one_job(session: Session) -> None:
+    for second in range(6):
+        submit(session, "flood", seconds=second)
+    submit(session, "b", seconds=10)
+    submit(session, "c", seconds=11)
+    submit(session, "b", seconds=12)
+    assert claimed_tenants(session, 6, finish=True) == ["flood", "b", "c", "flood", "b", "flood"]
+
+
+def test_a_tenant_who_holds_many_slots_waits_for_one_who_holds_none(session: Session) -> None:
+    for second in range(4):
+        submit(session, "flood", seconds=second)
+    assert claimed_tenants(session, 2, finish=False) == ["flood", "flood"]
+    submit(session, "b", seconds=10)
+    submit(session, "b", seconds=11)
+    assert claimed_tenants(session, 4, finish=False) == ["b", "b", "flood", "flood"]
+
+
+def test_within_a_tenant_the_oldest_job_is_first_also_after_it_was_given_back(session: Session) -> None:
+    oldest, second = (submit(session, seconds=seconds) for seconds in (1, 2))
+    first = claim(session)
+    assert first is not None
+    assert first.id == oldest
+    assert transitions.give_back(session, oldest, 1, at(9))
+    again = claim(session)
+    assert again is not None
+    assert again.id == oldest
+    last = claim(session)
+    assert last is not None
+    assert last.id == second
+
+
+def test_positions_foresee_the_turns(session: Session) -> None:
+    for tenant, seconds in (("flood", 0), ("flood", 1), ("flood", 2), ("b", 3), ("c", 4), ("b", 5)):
+        submit(session, tenant, seconds=seconds)
+    waiting = session.scalars(select(Job).order_by(Job.created_at)).all()
+    positions = {(job.tenant, job.created_at): queue_position(session, job) for job in waiting}
+    expected = [("flood", 0), ("b", 3), ("c", 4), ("flood", 1), ("b", 5), ("flood", 2)]
+    assert sorted(positions, key=lambda key: positions[key] or 0) == [
+        (tenant, at(second)) for tenant, second in expected
+    ]
+    assert sorted(position or 0 for position in positions.values()) == [1, 2, 3, 4, 5, 6]
+    assert claimed_tenants(session, 6, finish=True) == [tenant for tenant, _ in expected]
+
+
+def test_a_position_and_a_count_look_at_rivals_for_the_same_device_only(session: Session) -> None:
+    for device in ("cuda", "cuda", "auto", "cpu"):
+        submit(session, device, device=device)
+    assert (queued_count(session, "cpu"), queued_count(session, "cuda")) == (2, 3)
+    last = session.scalars(select(Job).where(Job.device == "cpu")).one()
+    assert queue_position(session, last) == 2
+    assert claim(session, device_class="cpu") is not None
+    assert queue_position(session, last) == 1
+    claimed = claim(session, device_class="cpu")
+    assert claimed is not None
+    assert queue_position(session, claimed) is None
