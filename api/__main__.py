@@ -6,15 +6,11 @@ import argparse
 import logging
 import sys
 
-import uvicorn
-
 from api.app import create_app
 from api.auth import NotStarting, create_key, prepare_access
+from api.server import Server
 from models.database import Database, migrate
 from models.settings import Settings, settings
-
-GRACE_SECONDS = 10
-KEEP_ALIVE_SECONDS = 75
 
 
 def serve(chosen: Settings) -> None:
@@ -25,16 +21,7 @@ def serve(chosen: Settings) -> None:
         sys.exit(str(refusal))
     finally:
         database.close()
-    uvicorn.run(
-        create_app(chosen),
-        host=chosen.host,
-        port=chosen.port,
-        access_log=False,
-        log_config=None,
-        server_header=False,
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=GRACE_SECONDS,
-    )
+    Server(create_app(chosen), chosen.host, chosen.port).run()
 
 
 def make_key(chosen: Settings, tenant: str, name: str, read_only: bool) -> None:

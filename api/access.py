@@ -13,6 +13,7 @@ import time
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.bodies import Disconnected
 from api.errors import problem_response
 from models.errors import Code
 
@@ -42,6 +43,8 @@ class AccessMiddleware:
                 await exchange.refuse(Code.BAD_REQUEST, "The Host header or the target is malformed.")
             else:
                 await self.app(scope, exchange.receive, exchange.send)
+        except Disconnected:
+            exchange.status = CLIENT_CLOSED_REQUEST
         except Exception:
             logger.exception("request_id=%s failed", exchange.request_id)
             if exchange.started:

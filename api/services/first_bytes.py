@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from models.errors import Code, Failure
+from models.formats import HEAD_BYTES, sniff_dataset, sniff_network
 from models.inspections import UploadTable
+from models.tables import Network
 
 
-def refuse_by_first_bytes(table: UploadTable, first: bytes, size_bytes: int | None) -> None:
+def refuse_by_first_bytes(table: UploadTable, first: bytes, size_bytes: int | None, name: str) -> None:
     """`first` is the file's beginning; `size_bytes` its length, `None` while it is not known.
 
-    Raises `Failure` for what cannot become a network, or a data set.
+    Raises `Failure` for what cannot become a network, or a data set, and says what it is and how to convert it.
     """
-    if not first:
-        raise Failure(Code.EMPTY_FILE, "The body is empty.")
+    sniff = sniff_network if table is Network else sniff_dataset
+    sniff(first[:HEAD_BYTES], size_bytes, name)

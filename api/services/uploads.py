@@ -52,7 +52,7 @@ async def accept(
     writer = await asyncio.to_thread(service.blobs.writer, expected_bytes=expected)
     with writer:
         async with aclosing(pieces), aclosing(in_chunks(pieces)) as chunks:
-            await _write_all(writer, chunks, table, expected)
+            await _write_all(writer, chunks, table, expected, clean_name(name))
         blob = await asyncio.to_thread(writer.publish)
     row = await asyncio.to_thread(_add, service, table, tenant, clean_name(name), blob)
     service.nudger.upload_waits()
@@ -60,7 +60,7 @@ async def accept(
 
 
 async def _write_all(
-    writer: BlobWriter, chunks: AsyncGenerator[bytes], table: UploadTable, expected: int | None
+    writer: BlobWriter, chunks: AsyncGenerator[bytes], table: UploadTable, expected: int | None, name: str
 ) -> None:
     """Receives a chunk while the one before is hashed and written in another thread."""
     writing: asyncio.Task[None] | None = None
@@ -68,12 +68,12 @@ async def _write_all(
         async for chunk in chunks:
             if writing is None:
                 size_bytes = len(chunk) if len(chunk) < CHUNK_BYTES else expected
-                refuse_by_first_bytes(table, chunk, size_bytes)
+                refuse_by_first_bytes(table, chunk, size_bytes, name)
             else:
                 await writing
             writing = asyncio.create_task(asyncio.to_thread(writer.write, chunk))
         if writing is None:
-            refuse_by_first_bytes(table, b"", 0)
+            refuse_by_first_bytes(table, b"", 0, name)
     finally:
         # The writer's file is closed behind this: never while its thread still writes.
         if writing is not None:

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import uvicorn
 
 from api.app import create_app
 from api.deps import Service
+from api.server import Server
 from models.settings import Settings
 
 START_SECONDS = 60.0
@@ -40,7 +40,7 @@ def served(settings: Settings) -> Iterator[Api]:
     """In a thread of this process."""
     app = create_app(settings)
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=2))
+    server = Server(app, "127.0.0.1", 0)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     deadline = time.monotonic() + START_SECONDS
