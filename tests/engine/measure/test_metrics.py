@@ -145,6 +145,18 @@ def test_an_output_of_another_shape_is_a_mismatch(task: Task, outputs: Tensor, l
     assert caught.value.code is Code.DATASET_MISMATCH
 
 
+@pytest.mark.parametrize(
+    ("task", "outputs", "labels"),
+    [
+        ("classification", random(4, 3), torch.arange(4)),
+        ("segmentation", random(1, 3, 2, 2), torch.arange(4).reshape(1, 2, 2)),
+    ],
+)
+def test_a_label_beyond_the_output_is_a_mismatch(task: Task, outputs: Tensor, labels: Tensor) -> None:
+    with pytest.raises(Failure, match="A label is 3 and the network's output has 3 classes"):
+        measured(task, outputs, labels)
+
+
 def test_agreement_is_the_share_of_equal_answers() -> None:
     a = torch.tensor([[3.0, 1.0], [0.0, 1.0], [5.0, 4.0], [1.0, 2.0]])
     b = torch.tensor([[1.0, 0.0], [0.0, 9.0], [4.0, 5.0], [1.0, 2.0]])

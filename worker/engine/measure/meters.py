@@ -57,13 +57,14 @@ class ClassificationMeter:
         if self.classes == 1:
             self.decisions.add(scores[:, 0], labels)
             return
+        _check_labels(labels, self.classes)
         predicted = scores.argmax(1)
         hit = predicted == labels
         self.correct += int(hit.sum())
         if self.classes > 5:
             self.in_top5 += int((scores.topk(5, dim=1).indices == labels[:, None]).any(1).sum())
         if not self.per_class.shape[1]:
-            self.per_class = torch.zeros(3, max(self.classes, int(labels.max()) + 1), dtype=torch.int64)
+            self.per_class = torch.zeros(3, self.classes, dtype=torch.int64)
         for row, values in enumerate((labels[hit], predicted, labels)):
             self.per_class[row] += torch.bincount(values, minlength=self.per_class.shape[1])
 
@@ -147,6 +148,7 @@ class SegmentationMeter:
             classes = scores.shape[1]
             self.confusion = torch.zeros(classes, classes, dtype=torch.int64)
         classes = len(self.confusion)
+        _check_labels(labels, classes)
         pairs = labels[named] * classes + scores.argmax(1)[named]
         self.confusion += torch.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
 
@@ -280,6 +282,15 @@ def pixel_scores(outputs: Values, labels: Tensor) -> Tensor:
 def _f1(true_positive: int, false_positive: int, false_negative: int) -> float | None:
     total = 2 * true_positive + false_positive + false_negative
     return 2 * true_positive / total if total else None
+
+
+def _check_labels(labels: Tensor, classes: int) -> None:
+    if int(labels.max()) >= classes:
+        raise Failure(
+            Code.DATASET_MISMATCH,
+            f"A label is {int(labels.max())} and the network's output has {classes} classes (0 to {classes - 1}); "
+            "send the labels it was trained on, or name another output in `data.output`.",
+        )
 
 
 def _mismatch(outputs: Tensor, task: Task, wanted: str) -> Failure:
