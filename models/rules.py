@@ -121,7 +121,7 @@ def _check_prune(step: PruneStep, network: NetworkInspection, pointer: str, *, f
     unmatched = list(_check_globs(step.layers, network.layers, pointer))
     yield from unmatched
     if not network.groups:
-        reasons = sorted({layer.reason for layer in network.layers if layer.reason is not None})
+        reasons = [f"{layer.name} {layer.reason}" for layer in network.layers if layer.reason is not None]
         because = f": {'; '.join(reasons[:3])}" if reasons else ""
         yield FieldProblem(pointer=pointer, message=f"No channels of this network can be removed{because}.")
         return

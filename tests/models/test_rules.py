@@ -32,7 +32,7 @@ RESNET = NetworkInspection(
         layer("conv1", "Conv2d", [16, 3, 3, 3], "g0"),
         layer("layer1.0.conv1", "Conv2d", [32, 16, 3, 3], "g1"),
         layer("layer1.0.conv2", "Conv2d", [16, 32, 3, 3], "g0"),
-        layer("fc", "Linear", [10, 16], None, "its outputs are the network's outputs"),
+        layer("fc", "Linear", [10, 16], None, "makes an output of the network"),
     ],
     groups=[
         GroupInfo(id="g0", units=16, layers=["conv1", "layer1.0.conv2"]),
@@ -347,7 +347,7 @@ REFUSED: dict[str, tuple[Spec, NetworkInspection, DatasetInspection | None, str,
         FROZEN,
         NO_DATA,
         "/steps/0",
-        "No channels of this network can be removed: its outputs are the network's outputs.",
+        "No channels of this network can be removed: fc makes an output of the network.",
     ),
     "rounding to more than there is": (
         spec(),
