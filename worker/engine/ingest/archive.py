@@ -5,6 +5,7 @@ Layout: torch/export/pt2_archive (torch 2.11 to 2.13). Only the members listed h
 
 from __future__ import annotations
 
+import os
 import re
 import stat
 import struct
@@ -44,6 +45,8 @@ _REFUSED = (
 
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
 _END_OF_DIRECTORY_BYTES = 22
+_MAXIMUM_GAP = 64
+"""After a member's bytes its sizes may follow once more, in a data descriptor."""
 
 
 class Archive:
@@ -64,7 +67,7 @@ class Archive:
             for info in sorted(infos, key=lambda info: info.header_offset):
                 self._admit(info, root)
                 end = _check_local_header(file, info, end)
-        self._check_length(path.stat().st_size, end)
+            self._check_length(file, end)
 
     def _admit(self, info: zipfile.ZipInfo, root: str) -> None:
         name = info.filename
@@ -89,11 +92,13 @@ class Archive:
             raise rejected(f"archive member {shown(name)} does not belong in a .pt2 made by torch.export.save")
         self._members[name] = info
 
-    def _check_length(self, size: int, end: int) -> None:
-        directory = self._zip.start_dir
-        if self._zip.comment or end > directory:
-            raise bad_archive("the archive's directory overlaps its members or carries a comment")
-        if directory - end > 64 or size < directory + _END_OF_DIRECTORY_BYTES:
+    def _check_length(self, file: BinaryIO, end: int) -> None:
+        """The members, the directory and its end record must be all there is."""
+        file.seek(-_END_OF_DIRECTORY_BYTES, os.SEEK_END)
+        record = file.read()
+        if not record.startswith(b"PK\x05\x06") or record[-2:] != b"\0\0":
+            raise bad_archive("the archive goes on after the end of its directory, or carries a comment")
+        if not 0 <= self._zip.start_dir - end <= _MAXIMUM_GAP:
             raise bad_archive("the archive has bytes that belong to no member")
 
     def __contains__(self, name: str) -> bool:
@@ -119,7 +124,7 @@ def _check_local_header(file: BinaryIO, info: zipfile.ZipInfo, end: int) -> int:
     """Compare a member's own header with the directory's; returns where its bytes end."""
     if info.header_offset < end:
         raise bad_archive(f"member {shown(info.filename)} overlaps another")
-    if info.header_offset - end > 64:
+    if info.header_offset - end > _MAXIMUM_GAP:
         raise bad_archive(f"there are bytes before member {shown(info.filename)} that belong to no member")
     file.seek(info.header_offset)
     header = file.read(_LOCAL_HEADER.size)

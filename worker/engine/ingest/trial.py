@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
 from models.inspection import TensorInfo
 from worker.engine.ingest.program import Program
+from worker.engine.ingest.recurrent import check_recurrent
 from worker.engine.ingest.rejected import rejected
 
 MAXIMUM_ACTIVATION_BYTES = 16 << 30
@@ -123,6 +125,15 @@ class _Shapes(_Run):
     def __init__(self, program: Program, tensors: dict[str, Tensor]) -> None:
         super().__init__(program, tensors)
         self.shapes: Shapes = {}
+
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if isinstance(target, OpOverload):
+            parameters = target._schema.arguments
+            complete = {parameter.name: value for parameter, value in zip(parameters, args, strict=False)} | kwargs
+            wrong = check_recurrent(f"{target.overloadpacket.__name__}.{target._overloadname}", complete)
+            if wrong is not None:
+                raise ValueError(wrong)
+        return super().call_function(target, args, kwargs)
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)

@@ -1,0 +1,174 @@
+# mypy: disable-error-code="no-any-return"
+"""Files that torch itself writes and that are no `.pt2`, and exports that cannot be compressed."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.errors import Code, Failure
+from tests.networks import export_pt2, lstm, resnet18, vgg
+from worker.engine.ingest.read import read_network
+
+
+def refusal(path: Path) -> Failure:
+    with pytest.raises(Failure) as caught:
+        read_network(path)
+    return caught.value
+
+
+def test_a_state_dict_of_torch_save_is_refused(tmp_path: Path) -> None:
+    torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "x.pth")
+    failure = refusal(tmp_path / "x.pth")
+    assert failure.code == Code.UNSAFE_PICKLE
+    assert "modelpress prepare" in failure.message
+
+
+def test_a_whole_module_of_torch_save_is_refused_in_both_formats(tmp_path: Path) -> None:
+    for zipped in (True, False):
+        torch.save(nn.Linear(2, 2), tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
+        assert refusal(tmp_path / "x.pt").code == Code.UNSAFE_PICKLE
+
+
+def test_torchscript_is_refused(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.script(nn.Linear(2, 2)).save(str(tmp_path / "x.pt"))  # type: ignore[no-untyped-call]
+    assert refusal(tmp_path / "x.pt").code == Code.TORCHSCRIPT_NOT_SUPPORTED
+
+
+def test_an_empty_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.pt2").touch()
+    assert refusal(tmp_path / "x.pt2").code == Code.EMPTY_FILE
+
+
+class Drops(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(self.fc(x), 0.5, training=True)
+
+
+class DropsAttention(Drops):
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.fc(x)[:, None, None, :]
+        return F.scaled_dot_product_attention(y, y, y, dropout_p=0.1)
+
+
+class DrawsNoise(Drops):
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.fc(x)
+        return y + torch.randn_like(y)
+
+
+class Normalises(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn = nn.BatchNorm1d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.bn(x)
+        return y
+
+
+@pytest.mark.parametrize("kind", [Drops, DropsAttention, DrawsNoise, Normalises])
+def test_an_export_in_training_mode_is_refused_with_the_remedy(kind: Callable[[], nn.Module], tmp_path: Path) -> None:
+    program = torch.export.export(kind().train(), (torch.randn(3, 4),), dynamic_shapes=({0: torch.export.Dim.AUTO},))
+    torch.export.save(program, tmp_path / "x.pt2")
+    failure = refusal(tmp_path / "x.pt2")
+    assert failure.code == Code.NETWORK_REJECTED
+    assert "module.eval()" in failure.message
+
+
+def test_an_operator_outside_the_registry_is_refused_with_its_name_and_layer(tmp_path: Path) -> None:
+    class Inner(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.linalg.qr(x)[0]
+
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+            self.middle = Inner()
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.middle(self.fc(x))
+            return y
+
+    failure = refusal(export_pt2(Outer(), (torch.randn(5, 4),), tmp_path / "x.pt2"))
+    assert failure.code == Code.UNSUPPORTED_OP
+    assert failure.where == "middle"
+    assert "linalg_qr" in failure.message
+
+
+def test_a_network_without_parameters_is_refused(tmp_path: Path) -> None:
+    failure = refusal(export_pt2(nn.ReLU(), (torch.randn(2, 4),), tmp_path / "x.pt2"))
+    assert failure.code == Code.NOT_TRAINABLE
+
+
+def test_half_precision_parameters_are_refused_with_the_remedy(tmp_path: Path) -> None:
+    path = export_pt2(nn.Linear(4, 4).half(), (torch.randn(2, 4).half(),), tmp_path / "x.pt2")
+    assert "module.float()" in refusal(path).message
+
+
+def test_a_region_under_autocast_is_refused(tmp_path: Path) -> None:
+    class Mixed(Drops):
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.autocast("cpu", torch.bfloat16):
+                y = self.fc(x)
+            return y.float()
+
+    assert "autocast" in refusal(export_pt2(Mixed(), (torch.randn(2, 4),), tmp_path / "x.pt2")).message
+
+
+def _export_fixed(module: nn.Module, args: tuple[Tensor, ...], path: Path) -> Path:
+    torch.export.save(torch.export.export(module, args), path)
+    return path
+
+
+def test_a_fixed_batch_is_set_free_where_other_sizes_give_the_same_results(tmp_path: Path) -> None:
+    program = read_network(_export_fixed(*resnet18(), tmp_path / "x.pt2"))
+    assert program.inputs[0].shape == [None, 3, 32, 32]
+    assert program.outputs[0].shape == [None, 10]
+
+
+def test_a_fixed_batch_that_the_network_needs_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    class Mixes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.fc(x)
+            return y.view(2, -1)
+
+    class Averages(Mixes):
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.fc(x)
+            return y - y.mean(0)
+
+    for path in (
+        _export_fixed(*lstm(), tmp_path / "a.pt2"),
+        _export_fixed(Mixes(), (torch.randn(2, 4),), tmp_path / "b.pt2"),
+        _export_fixed(Averages(), (torch.randn(2, 4),), tmp_path / "c.pt2"),
+    ):
+        failure = refusal(path)
+        assert failure.code == Code.NETWORK_REJECTED
+        assert "Dim.AUTO" in failure.message
+
+
+def test_other_dynamic_sizes_are_taken_as_in_the_example(tmp_path: Path) -> None:
+    module, args = vgg()
+    shapes = ({0: torch.export.Dim.AUTO, 2: torch.export.Dim.AUTO},)
+    torch.export.save(torch.export.export(module, args, dynamic_shapes=shapes), tmp_path / "x.pt2")
+    program = read_network(tmp_path / "x.pt2")
+    assert program.inputs[0].shape == [None, 3, 32, 32]
+    assert [notice.code for notice in program.warnings] == ["size_fixed"]
