@@ -53,6 +53,7 @@ def export_onnx(graph: fx.GraphModule, subject: Subject, path: Path) -> None:
         raise Failure(Code.INTERNAL, "the ONNX exporter returned nothing", where=path.name)
     model = ir.serde.serialize_model(program.model)
     _strip(model)
+    _name_batch(model.graph)
     onnx.save_model(model, path)
 
 
@@ -82,6 +83,17 @@ def _strip(model: onnx.ModelProto) -> None:
     for part in [*graph.node, *graph.input, *graph.output, *graph.initializer]:
         part.doc_string = ""
         del part.metadata_props[:]
+
+
+def _name_batch(graph: onnx.GraphProto) -> None:
+    """Call the open size of dimension 0 `batch`; the exporter's own name says nothing."""
+    sizes = [part.type.tensor_type.shape.dim for part in [*graph.input, *graph.output]]
+    names = {dims[0].dim_param for dims in sizes if len(dims) and dims[0].dim_param}
+    if len(names) == 1:
+        for dims in sizes:
+            for dim in dims:
+                if dim.dim_param in names:
+                    dim.dim_param = "batch"
 
 
 @contextlib.contextmanager

@@ -1,0 +1,118 @@
+"""The whole step, on data files, and its replay."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.errors import Code, Failure
+from models.spec import LayerChoice, QuantizeStep
+from tests.engine.subjects import dataset_for, run_in, subject_of
+from worker.engine.measure.compare import outputs_of, sqnr_db
+from worker.engine.quantize.step import replay, run
+from worker.engine.subject import Subject
+
+STEP = QuantizeStep(step="quantize", calibration_samples=40)
+
+
+def quantized(name: str, folder: Path, step: QuantizeStep = STEP) -> tuple[Subject, dict[str, object]]:
+    subject = subject_of(name)
+    return subject, run(subject, step, run_in(folder, step, data=dataset_for(subject, folder)))
+
+
+def outputs(subject: Subject, batch: int = 6) -> tuple[torch.Tensor, ...]:
+    with torch.no_grad():
+        return outputs_of(subject.network()(*subject.example_inputs(batch, seed=5)))
+
+
+def test_8_bit_outputs_stay_close_to_the_original(tmp_path: Path) -> None:
+    subject, details = quantized("resnet18", tmp_path)
+    with torch.no_grad():
+        expected = outputs_of(subject.original(*subject.example_inputs(6, seed=5)))
+    found = outputs(subject)
+    assert 20 < sqnr_db(expected, found) < 60
+    assert details["int8_layers"] == 16
+    assert details["calibration_split"] == "val"
+    assert details["kept_float"] == {}
+
+
+def test_each_layer_has_its_noise_measured(tmp_path: Path) -> None:
+    subject, details = quantized("vit", tmp_path)
+    assert subject.quantization is not None
+    noise = subject.quantization.sqnr_db
+    assert set(noise) == set(subject.quantization.weight_scales)
+    assert all(15 < value < 70 for value in noise.values())
+    assert details["lowest_sqnr_db"] == min(noise.values())
+
+
+def test_the_weights_left_in_the_graph_are_the_integers_times_their_scale(tmp_path: Path) -> None:
+    subject, _ = quantized("mobilenet_v3", tmp_path)
+    assert subject.quantization is not None
+    network = subject.network()
+    for name, scale in subject.quantization.weight_scales.items():
+        weight = subject.graph.get_parameter(f"{name}.weight")
+        integers = network.get_buffer(f"{name}.weight")
+        assert integers.dtype == torch.int8
+        if weight.dim() == 2:
+            integers = integers.t()
+        assert torch.equal(integers * scale.reshape([-1] + [1] * (weight.dim() - 1)), weight)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "tied_language_model", "gru"])
+def test_a_replay_computes_the_same_bits(name: str, tmp_path: Path) -> None:
+    subject, _ = quantized(name, tmp_path)
+    again = subject_of(name)
+    replay(again, subject.records[-1])
+    assert all(torch.equal(a, b) for a, b in zip(outputs(subject), outputs(again), strict=True))
+    assert again.quantization is not None
+    assert subject.quantization is not None
+    assert again.quantization.sqnr_db == subject.quantization.sqnr_db
+    assert [record.step for record in again.records] == ["quantize"]
+
+
+def test_a_replay_on_another_networks_weights_takes_the_stored_ones(tmp_path: Path) -> None:
+    """As a checkpoint does: replay first, then every tensor of the graph."""
+    subject, _ = quantized("resnet18", tmp_path)
+    again = subject_of("resnet18")
+    with torch.no_grad():
+        again.graph.get_parameter("conv1.weight").mul_(3.0)
+    replay(again, subject.records[-1])
+    again.graph.load_state_dict(subject.graph.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(outputs(subject), outputs(again), strict=True))
+
+
+def test_the_original_is_not_touched(tmp_path: Path) -> None:
+    before = subject_of("resnet18").original.state_dict()
+    subject, _ = quantized("resnet18", tmp_path)
+    after = subject.original.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_no_data_is_refused(tmp_path: Path) -> None:
+    subject = subject_of("resnet18")
+    with pytest.raises(Failure) as caught:
+        run(subject, STEP, run_in(tmp_path, STEP))
+    assert caught.value.code == Code.DATASET_BAD
+    assert "labels are not needed" in caught.value.message
+
+
+def test_nothing_left_to_quantize_is_refused(tmp_path: Path) -> None:
+    step = QuantizeStep(step="quantize", layers=[LayerChoice(match="*", skip=True)])
+    with pytest.raises(Failure) as caught:
+        quantized("vgg", tmp_path, step)
+    assert caught.value.code == Code.UNSUPPORTED_OP
+    assert "skipped by `layers`" in caught.value.message
+    assert "floating point" not in caught.value.message
+
+
+def test_values_that_overflow_on_a_calibration_sample_are_refused(tmp_path: Path) -> None:
+    subject = subject_of("vgg")
+    with torch.no_grad():
+        subject.graph.get_parameter("features.0.weight").mul_(1e38)
+        subject.graph.get_parameter("features.3.weight").mul_(1e38)
+    with pytest.raises(Failure) as caught:
+        run(subject, STEP, run_in(tmp_path, STEP, data=dataset_for(subject, tmp_path)))
+    assert caught.value.code == Code.DATASET_BAD
+    assert "not finite" in caught.value.message
