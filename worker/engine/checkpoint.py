@@ -49,7 +49,9 @@ def restore_checkpoint(subject: Subject, path: Path) -> list[StepReport]:
         for index, row in enumerate(json.loads(metadata["records"])):
             prefix = f"record.{index}."
             tensors = {name.removeprefix(prefix): file.get_tensor(name) for name in names if name.startswith(prefix)}
-            REPLAY[row["step"]](subject, Record(row["step"], row["data"], tensors))
+            record = Record(row["step"], row["data"], tensors)
+            REPLAY[record.step](subject, record)
+            subject.records.append(record)
         state = _state(subject)
         stored = {name.removeprefix("state.") for name in names if name.startswith("state.")}
         if stored != set(state):

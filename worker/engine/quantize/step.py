@@ -87,7 +87,6 @@ def replay(subject: Subject, record: Record) -> None:
     subject.quantization = Quantization(
         quantization.activations, scales, quantization.kept_float, record.data["sqnr_db"]
     )
-    subject.records.append(record)
 
 
 def _record(step: QuantizeStep, ranges: Mapping[str, Range], quantization: Quantization) -> Record:

@@ -1,0 +1,144 @@
+"""`python -m worker.engine job.json` without any service around it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from models.report import Report
+from tests.e2e.jobs import run_engine, write_data, write_network
+
+CHAIN: list[dict[str, Any]] = [
+    {"step": "prune", "amount": {"macs": 0.5}, "round_to": 2},
+    {"step": "finetune", "epochs": 2},
+    {"step": "quantize", "calibration_samples": 64},
+]
+
+
+def request(folder: Path, name: str, steps: list[dict[str, Any]], **spec: Any) -> dict[str, Any]:
+    return {
+        "network": {"path": str(write_network(name, folder))},
+        "dataset": {"path": str(write_data(name, folder))},
+        "folder": str(folder / "job"),
+        "spec": {"model": "net", "dataset": "dat", "steps": steps, **spec},
+    }
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]], dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("whole")
+    asked = request(folder, "resnet18", CHAIN)
+    status, events, log = run_engine(asked, folder)
+    assert status == 0, log
+    return folder, events, asked
+
+
+def test_a_job_says_what_it_does_and_leaves_its_files(finished: tuple[Path, list[dict[str, Any]], Any]) -> None:
+    folder, events, _ = finished
+    percents = [event["percent"] for event in events if event["type"] == "progress"]
+    assert percents == sorted(percents)
+    assert percents[-1] == 100.0
+    assert [event["report"]["step"] for event in events if event["type"] == "step"] == ["prune", "finetune", "quantize"]
+    assert events[-1] == {"type": "finished", "report": "artifacts/report.json"}
+    announced = {event["name"] for event in events if event["type"] == "artifact"}
+    assert announced == {path.name for path in (folder / "job/artifacts").iterdir()}
+    assert announced == {"model.onnx", "model.pt2", "report.json", "spec.json"}
+
+
+def test_the_report_is_about_the_files_that_are_delivered(finished: tuple[Path, list[dict[str, Any]], Any]) -> None:
+    folder, _, _ = finished
+    artifacts = folder / "job/artifacts"
+    report = Report.model_validate_json((artifacts / "report.json").read_bytes())
+    for pair in report.files:
+        path = artifacts / f"model.{pair.format}"
+        assert pair.compressed.file == path.name
+        assert pair.compressed.file_size_bytes == path.stat().st_size
+        assert pair.original.latency_ms is not None
+        assert pair.compressed.latency_ms is not None
+        assert pair.original.latency_ms.runtime == pair.compressed.latency_ms.runtime
+    assert report.compressed.macs == pytest.approx(report.original.macs * 0.5, rel=0.06)
+    assert report.mask_check is not None
+    assert report.mask_check <= 1e-5
+    assert all(row.reloaded for row in report.verification)
+    assert report.split_made_here
+    assert {row.bits for row in report.layers} == {8}
+    stored = json.loads((artifacts / "spec.json").read_bytes())
+    assert stored["steps"][1]["loss"] == "both"
+
+
+def test_stock_onnxruntime_gives_the_accuracy_of_the_report(finished: tuple[Path, list[dict[str, Any]], Any]) -> None:
+    folder, _, _ = finished
+    report = Report.model_validate_json((folder / "job/artifacts/report.json").read_bytes())
+    data = np.load(folder / "resnet18.npz")
+    session = onnxruntime.InferenceSession(folder / "job/artifacts/model.onnx")
+    (name,) = [value.name for key, value in ((i.name, i) for i in session.get_inputs()) if key]
+    (scores,) = session.run(None, {name: next(iter(data.values()))})
+    everywhere = (scores.argmax(1) == data["y"]).mean()
+    assert report.compressed.metrics is not None
+    measured = report.compressed.metrics["accuracy"]
+    assert measured.split == "test"
+    assert abs(everywhere - measured.value) < 0.35  # The test split is a sample of these very rows.
+    loaded = torch.export.load(folder / "job/artifacts/model.pt2").module()(torch.from_numpy(data[name][:16]))
+    assert (loaded.argmax(1).numpy() == scores[:16].argmax(1)).mean() >= 0.9
+
+
+def test_a_resumed_job_ends_with_the_weights_of_an_uninterrupted_one(
+    finished: tuple[Path, list[dict[str, Any]], dict[str, Any]], tmp_path: Path
+) -> None:
+    folder, events, asked = finished
+    keys = [event["key"] for event in events if event["type"] == "checkpoint"]
+    first = folder / "job/checkpoints" / f"{keys[0]}.safetensors"
+    status, again, log = run_engine(asked | {"checkpoints": [str(first)], "folder": str(tmp_path / "job")}, tmp_path)
+    assert status == 0, log
+    assert [event["report"]["resumed"] for event in again if event["type"] == "step"] == [True, False, False]
+    assert [event["key"] for event in again if event["type"] == "checkpoint"] == keys[1:]
+    whole = load_file(folder / "job/checkpoints" / f"{keys[2]}.safetensors")
+    resumed = load_file(tmp_path / "job/checkpoints" / f"{keys[2]}.safetensors")
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v3", "vit", "gru"])
+def test_other_networks_are_pruned_recovered_and_quantized(name: str, tmp_path: Path) -> None:
+    steps = [CHAIN[0] | {"amount": {"parameters": 0.4}}, {"step": "finetune", "epochs": 1}, CHAIN[2]]
+    status, _, log = run_engine(request(tmp_path, name, steps, export=["onnx"]), tmp_path)
+    assert status == 0, log
+    report = Report.model_validate_json((tmp_path / "job/artifacts/report.json").read_bytes())
+    assert report.compressed.parameters < 0.7 * report.original.parameters
+
+
+def test_pruning_needs_no_data(tmp_path: Path) -> None:
+    asked = request(tmp_path, "densenet", [{"step": "prune", "amount": {"channels": 0.5}, "round_to": 1}])
+    del asked["dataset"], asked["spec"]["dataset"]
+    asked["spec"]["export"] = ["pt2"]
+    status, _, log = run_engine(asked, tmp_path)
+    assert status == 0, log
+    report = Report.model_validate_json((tmp_path / "job/artifacts/report.json").read_bytes())
+    assert report.compressed.metrics is None
+    assert report.compressed.reasons["metrics"] == "no_data"
+
+
+def test_a_failure_is_the_last_line_with_a_code_a_place_and_a_hint(tmp_path: Path) -> None:
+    asked = request(
+        tmp_path, "vgg", [{"step": "prune", "amount": {"macs": 0.5}, "layers": [{"match": "nowhere*", "skip": True}]}]
+    )
+    status, events, _ = run_engine(asked, tmp_path)
+    assert status == 1
+    assert events[-1]["type"] == "failed"
+    assert events[-1]["error"]["phase"] == "inspecting"
+    assert "nowhere*" in events[-1]["error"]["message"]
+    assert events[-1]["error"]["hint"]
+
+
+def test_a_request_that_is_not_one_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    status, events, log = run_engine({"network": {"path": "x"}, "surprise": 1}, tmp_path)
+    assert status == 2
+    assert not events
+    assert "surprise" in log
