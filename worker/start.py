@@ -30,6 +30,8 @@ def main(arguments: Sequence[str], command: Sequence[str] = ENGINE) -> int:
     parser.add_argument("kind", choices=["control", "device"])
     kind: Kind = parser.parse_args(arguments).kind
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    for name in ("celery.beat", "celery.app.trace", "celery.worker.strategy"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # they say more than once a second that all is well
     problem = _why_not_here(settings(), kind)
     if problem is not None:
         _logger.error(problem)

@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from models.checkpoints import checkpoint_key
+from models.report import Measurement, Provenance, Report
 from models.spec import Spec
-
-MEASUREMENT = {"parameters": 10, "nonzero_parameters": 10, "macs": 100}
 
 
 def say(**event: Any) -> None:
@@ -56,26 +55,28 @@ class Engine:
         say(type="artifact", name=name, kind="onnx", content_type="application/octet-stream", path=path)
 
     def end(self) -> None:
-        report: dict[str, Any] = {
-            "original": MEASUREMENT,
-            "compressed": MEASUREMENT,
-            "steps": [],
-            "layers": [],
-            "verification": [],
-            "mask_check": None,
-            "split_made_here": False,
-            "warnings": [],
-            "seconds": {},
-            "provenance": {
-                "versions": {},
-                "device": "cpu",
-                "seed": 0,
-                "model_sha256": self.request["network"]["sha256"],
-                "dataset_sha256": None,
-                "spec_sha256": "0" * 64,
-            },
-        }
-        (self.folder / "artifacts" / "report.json").write_text(json.dumps(report))
+        measured = Measurement(parameters=10, nonzero_parameters=10, macs=100)
+        report = Report(
+            original=measured,
+            compressed=measured,
+            files=[],
+            steps=[],
+            layers=[],
+            verification=[],
+            mask_check=None,
+            split_made_here=False,
+            warnings=[],
+            seconds={},
+            provenance=Provenance(
+                versions={},
+                device="cpu",
+                seed=0,
+                model_sha256=self.request["network"]["sha256"],
+                dataset_sha256=None,
+                spec_sha256="0" * 64,
+            ),
+        )
+        (self.folder / "artifacts" / "report.json").write_text(report.model_dump_json())
         say(type="finished", report="artifacts/report.json")
 
     def finish(self) -> None:
@@ -93,18 +94,18 @@ class Engine:
 
     def show_surroundings(self) -> None:
         """Tell, in the log, all that it can see of its process."""
-        files = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if int(fd) > 2]
+        files = [fd for fd in range(3, 4096) if os.path.exists(f"/proc/self/fd/{fd}")]
         status = Path("/proc/self/status").read_text()
         seen = {
             "environment": dict(os.environ),
-            "files": [name for name in files if not name.startswith(f"/proc/{os.getpid()}")],
+            "files": files,
             "folder": os.getcwd(),
-            "leads_session": os.getsid(0) == os.getpgrp(),
+            "session": os.getsid(0),
             "no_new_privileges": "NoNewPrivs:\t1" in status,
             "limits": Path("/proc/self/limits").read_text(),
         }
         print(json.dumps(seen), file=sys.stderr, flush=True)
-        self.end()
+        time.sleep(60)
 
     def die(self) -> None:
         """By the signal in `signal`, after an artifact."""

@@ -27,7 +27,7 @@ from models.tables import Event, Job, Log, Network, Worker
 from tests.services import Valkey
 
 SCALE = 0.05
-PATIENCE = 60.0
+PATIENCE = 20.0
 T = TypeVar("T")
 
 
