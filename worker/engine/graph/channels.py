@@ -78,11 +78,11 @@ def analyse(graph: fx.GraphModule, example_inputs: tuple[Tensor, ...], attention
     """
     record_shapes(graph, example_inputs)
     labels = Labels()
-    parameters: dict[str, Axes] = {}
+    found = _Parameters(graph, labels)
     values: dict[fx.Node, Value] = {}
     for node in graph.graph.nodes:
-        values[node] = _visit(node, graph, labels, values, parameters, attention)
-    components = labels.solve()
+        values[node] = _visit(node, graph, labels, values, found, attention)
+    components, parameters = labels.solve(), found.axes
     outputs = _layer_outputs(graph, values, parameters, components)
     groups = _groups(graph, parameters, components, outputs)
     layers = tuple(_layer(name, units, groups, components) for name, (units, _) in outputs.items())
@@ -90,19 +90,38 @@ def analyse(graph: fx.GraphModule, example_inputs: tuple[Tensor, ...], attention
     return Channels(graph, by_name, parameters, components, groups, layers)
 
 
+class _Parameters:
+    """Labels of parameters and buffers, made when first asked for. One tensor under several names has one set;
+    integers have no channels."""
+
+    def __init__(self, graph: fx.GraphModule, labels: Labels) -> None:
+        self.axes: dict[str, Axes] = {}
+        self._graph, self._labels = graph, labels
+        self._by_tensor: dict[int, Axes] = {}
+
+    def of(self, name: str) -> Axes:
+        if name not in self.axes:
+            tensor = tensor_named(self._graph, name)
+            if id(tensor) not in self._by_tensor:
+                self._by_tensor[id(tensor)] = self._fresh(tensor)
+            self.axes[name] = self._by_tensor[id(tensor)]
+        return self.axes[name]
+
+    def _fresh(self, tensor: Tensor) -> Axes:
+        floating = tensor.is_floating_point()
+        return [self._labels.fresh(size) if floating and size > 1 else None for size in tensor.shape]
+
+
 def _visit(
     node: fx.Node,
     graph: fx.GraphModule,
     labels: Labels,
     values: dict[fx.Node, Value],
-    parameters: dict[str, Axes],
+    parameters: _Parameters,
     attention: Attention,
 ) -> Value:
-    def named(name: str) -> Axes:
-        return parameter_axes(graph, name, labels, parameters)
-
     if node.op == "get_attr":
-        return list(named(str(node.target)))
+        return list(parameters.of(str(node.target)))
     if node.op == "output":
         for source in node.all_input_nodes:
             labels.freeze_value(values[source], "feeds the output of the network")
@@ -114,7 +133,7 @@ def _visit(
         value = values[whole]
         return value[place] if isinstance(value, tuple) and isinstance(place, int) else None
     module = graph.get_submodule(str(node.target)) if node.op == "call_module" else None
-    call = Call(node, labels, values, named, attention, module)
+    call = Call(node, labels, values, parameters.of, attention, module)
     try:
         value = _apply(call)
         if missed := call.untaken():
@@ -164,19 +183,6 @@ def tensor_named(graph: nn.Module, name: str) -> Tensor:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} is not a tensor")
     return tensor
-
-
-def parameter_axes(graph: fx.GraphModule, name: str, labels: Labels, known: dict[str, Axes]) -> Axes:
-    """The labels of a parameter; one that is shared under several names has one set. Integers have no channels."""
-    if name not in known:
-        tensor = tensor_named(graph, name)
-        alias = next((other for other in known if tensor_named(graph, other) is tensor), None)
-        if alias is not None:
-            known[name] = known[alias]
-        else:
-            floating = tensor.is_floating_point()
-            known[name] = [labels.fresh(size) if floating and size > 1 else None for size in tensor.shape]
-    return known[name]
 
 
 _Outputs = dict[str, tuple[set[int], dict[int, set[int]]]]

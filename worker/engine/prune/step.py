@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import difflib
-import math
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -16,7 +15,7 @@ from models.spec import PruneStep
 from models.statuses import Phase
 from worker.engine.graph.channels import Channels, Group, analyse
 from worker.engine.graph.cut import cut
-from worker.engine.graph.maskcheck import TOLERANCE, mask_check
+from worker.engine.graph.maskcheck import TOLERANCE, prove
 from worker.engine.prune.criteria import score
 from worker.engine.prune.select import Candidate, Selection, select
 from worker.engine.run import Run
@@ -101,7 +100,7 @@ def _cut_and_prove(
     """Cut, and hold the result against the masked network. The removed ids, and the largest relative difference."""
     before = copy.deepcopy(subject.graph)
     removed = cut(channels, selection.removed)
-    difference = _difference(before, channels, selection.removed, subject.graph, inputs)
+    difference = prove(before, channels, selection.removed, subject.graph, inputs)
     if not difference <= TOLERANCE:
         group = _culprit(before, channels, selection, inputs)
         raise Failure(
@@ -113,20 +112,6 @@ def _cut_and_prove(
     return removed, difference
 
 
-def _difference(
-    before: fx.GraphModule,
-    channels: Channels,
-    removed: Sequence[int],
-    after: fx.GraphModule,
-    inputs: tuple[Tensor, ...],
-) -> float:
-    """The mask check, on a copy of `before`; infinite when the cut network does not run."""
-    try:
-        return mask_check(copy.deepcopy(before), channels, removed, after, inputs)
-    except (RuntimeError, ValueError, IndexError):
-        return math.inf
-
-
 def _culprit(before: fx.GraphModule, channels: Channels, selection: Selection, inputs: tuple[Tensor, ...]) -> str:
     """The first group that fails when it is cut alone."""
     for group in channels.groups:
@@ -135,7 +120,7 @@ def _culprit(before: fx.GraphModule, channels: Channels, selection: Selection, i
             graph = copy.deepcopy(before)
             again = analyse(graph, inputs)
             cut(again, removed)
-            if not _difference(before, again, removed, graph, inputs) <= TOLERANCE:
+            if not prove(before, again, removed, graph, inputs) <= TOLERANCE:
                 return group.id
     return "several groups together"
 
