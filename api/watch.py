@@ -79,6 +79,11 @@ class Watch:
         self.queries = 0
         """How many times the database was asked; for tests and curiosity."""
 
+    @property
+    def watched(self) -> frozenset[str]:
+        """The ids that somebody waits for."""
+        return frozenset(self._feeds)
+
     @asynccontextmanager
     async def on(self, object_id: str) -> AsyncIterator[Feed]:
         """The feed of a job, network or data set, polled until the block ends."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -35,7 +36,8 @@ class CheckedSpec:
 def parse_spec(document: dict[str, Any]) -> Spec:
     """Raises `Failure` with `invalid_spec` and a JSON pointer for each wrong field."""
     try:
-        return Spec.model_validate(document)
+        # Strict, as JSON is: "0.5" is no number and 1.0 no whole one.
+        return Spec.model_validate_json(json.dumps(document), strict=True)
     except ValidationError as error:
         pointed = _as_sent(error.errors(include_url=False), document)
         problems = field_problems(pointed, document)

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from api.auth import create_key
+from models.database import Database
 from models.settings import Settings
 from tests.api.serving import Api, served
 
@@ -40,3 +42,13 @@ def serve(settings: Settings) -> Iterator[Callable[..., Api]]:
 def api(serve: Callable[..., Any]) -> Api:
     served_api: Api = serve()
     return served_api
+
+
+@pytest.fixture
+def two_keys(settings: Settings) -> tuple[str, str]:
+    """Keys of the tenants `a` and `b`."""
+    database = Database(settings.database_url)
+    with database.transaction() as session:
+        secrets = create_key(session, "a", "first"), create_key(session, "b", "second")
+    database.close()
+    return secrets

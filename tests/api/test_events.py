@@ -154,7 +154,9 @@ def test_last_event_id_goes_before_after_and_nonsense_in_it_is_refused(api: Api)
         assert [event["id"] for event in stream] == [4, 5]
     for nonsense in ("-1", "x", "1e3", "٣", "99999999999"):
         headers = {b"Accept": STREAM["Accept"].encode(), b"Last-Event-ID": nonsense.encode()}
-        problem = problem_of(api.client.get(f"/jobs/{job_id}/events", headers=list(headers.items())), 400, "bad_request")
+        problem = problem_of(
+            api.client.get(f"/jobs/{job_id}/events", headers=list(headers.items())), 400, "bad_request"
+        )
         assert problem["errors"][0]["pointer"] == "/header/last-event-id"
     problem_of(api.client.get(f"/jobs/{job_id}/events", params={"after": 2**31}), 422, "invalid_request")
 
@@ -194,6 +196,17 @@ def test_streams_and_long_polls_end_when_the_service_stops(settings: Settings) -
         thread.join(60)
     assert time.monotonic() - stopped < 30
     assert sorted(map(str, endings)) == ["[1]", "queued"]
+
+
+def test_a_watcher_who_goes_away_is_forgotten(api: Api) -> None:
+    job_id = stories.submit(api)["id"]
+    with streaming(api, job_id) as stream:
+        next(iter(stream))
+        assert api.service.watch.watched == {job_id}
+    deadline = time.monotonic() + 30
+    while api.service.watch.watched and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert api.service.watch.watched == frozenset()
 
 
 def test_a_hundred_watchers_cost_no_more_queries_than_one(api: Api) -> None:

@@ -1,0 +1,106 @@
+"""Problem documents, request ids, and that nothing ends in a traceback."""
+
+from __future__ import annotations
+
+import logging
+import socket
+
+import httpx
+import pytest
+from sqlalchemy import text
+
+from api.errors import STATUSES
+from api.pointers import json_pointer
+from models.errors import HINTS, Code
+from tests.api import stories
+from tests.api.serving import Api
+from tests.api.stories import problem_of
+
+
+def test_every_code_has_a_status_and_a_remedy() -> None:
+    assert set(STATUSES) == set(Code) == set(HINTS)
+    assert all(400 <= status < 600 for status in STATUSES.values())
+
+
+def test_unknown_paths_methods_and_parameters_are_problems_too(api: Api) -> None:
+    problem_of(api.client.get("/nothing"), 404, "not_found")
+    problem_of(api.client.get("/jobs/"), 404, "not_found")
+    response = api.client.put("/jobs")
+    problem_of(response, 405, "method_not_allowed")
+    assert set(response.headers["allow"].split(", ")) <= {"GET", "POST"}
+    problem = problem_of(api.client.get("/jobs", params={"limt": 5}), 422, "invalid_request")
+    assert problem["errors"][0]["pointer"] == "/query/limt"
+    assert problem["errors"][0]["allowed"] == ["after", "limit", "status"]
+    problem_of(api.client.post("/models", params={"arch": "timm/resnet18"}, content=b"x"), 422, "invalid_request")
+    problem_of(api.client.get("/healthz", params={"x": 1}), 422, "invalid_request")
+
+
+@pytest.mark.parametrize("method", ["HEAD", "OPTIONS", "PATCH", "TRACE"])
+def test_other_methods_have_a_defined_answer_everywhere(api: Api, method: str) -> None:
+    for path in api.client.get("/openapi.json").json()["paths"]:
+        assert api.client.request(method, path).status_code in (404, 405)
+
+
+def test_an_answer_is_json_whatever_is_asked_for(api: Api) -> None:
+    assert api.client.get("/jobs", headers={"Accept": "text/xml"}).json()["data"] == []
+    problem_of(api.client.get("/jobs/x", headers={"Accept": "text/xml"}), 404, "not_found")
+
+
+def test_a_request_id_is_taken_over_when_it_is_sane_and_made_when_not(api: Api) -> None:
+    assert api.client.get("/healthz", headers={"X-Request-Id": "trace-1:a"}).headers["x-request-id"] == "trace-1:a"
+    for given in ("a b", "x" * 129, "<script>", ""):
+        made = api.client.get("/healthz", headers={"X-Request-Id": given}).headers["x-request-id"]
+        assert made != given
+        assert len(made) == 16
+
+
+def test_every_request_is_one_line_in_the_log_without_control_characters(
+    api: Api, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "modelpress.access")
+    api.client.get("/jobs/a%0d%0ab", headers={"X-Request-Id": "mine"})
+    [line] = [record.getMessage() for record in caplog.records if "mine" in record.getMessage()]
+    assert line.startswith("GET /jobs/a\\r\\nb 404 bytes=")
+
+
+def test_a_mistake_of_ours_is_a_500_with_an_id_that_the_log_knows_and_no_traceback(
+    api: Api, caplog: pytest.LogCaptureFixture
+) -> None:
+    with api.service.database.transaction() as session:
+        session.execute(text("DROP TABLE events"))
+    job_id = "job_" + "0" * 26
+    problem_of(api.client.get(f"/jobs/{job_id}/events"), 404, "not_found")
+    spec = stories.a_spec(api)
+    problem = problem_of(api.client.post("/jobs", json=spec), 500, "internal")
+    assert "events" not in problem["detail"]
+    assert "Traceback" not in str(problem)
+    assert problem["request_id"] in caplog.text
+    assert "no such table" in caplog.text
+    assert api.client.get("/healthz").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /healthz HTTP/1.1\r\nHost: a/../admin\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: a b\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\n\r\n",
+        b"GET @evil HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"POST /jobs HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n",
+        b"POST /jobs HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n",
+        b"POST /jobs HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
+    ],
+)
+def test_a_malformed_request_is_a_400(api: Api, head: bytes) -> None:
+    url = httpx.URL(api.base_url)
+    with socket.create_connection((url.host, url.port or 80), timeout=30) as connection:
+        connection.sendall(head)
+        assert connection.recv(65536).split(b" ")[1] == b"400"
+
+
+def test_a_pointer_names_what_was_sent_and_no_branch_of_a_union() -> None:
+    document = {"steps": [{"step": "prune", "amount": {"macs": 2}}], "a/b": {"~": 1}}
+    assert json_pointer(("steps", 0, "prune", "amount", "macs"), document) == "/steps/0/amount/macs"
+    assert json_pointer(("steps", 0, "prune", "criterion"), document) == "/steps/0/criterion"
+    assert json_pointer(("a/b", "~"), document) == "/a~1b/~0"
+    assert json_pointer((), document) == ""
