@@ -74,7 +74,6 @@ def compress(options: Options) -> int:
         network = _send(client.models, options.file)
         data: dict[str, Any] = {"dataset": _send(client.datasets, options.data)} if options.data else {}
         job = client.jobs.create(model=network, preset=options.preset, **data)
-        _err.print(f"job {job.id}")
         status = _watch(job)
         if status == 0:
             _fetch(job, options.output)
@@ -156,6 +155,7 @@ def _send(kind: Uploads[Any], file: str, name: str | None = None) -> Upload:
 
 def _watch(job: Job) -> int:
     try:
+        _err.print(f"watching {job.id} (Ctrl-C stops watching, not the job)")
         with job_bar(_err, job) as show:
             job.wait(on_event=show)
     except KeyboardInterrupt:

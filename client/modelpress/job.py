@@ -74,9 +74,9 @@ class Job(JobRecord):
                 for event in self._streamed(after, deadline) if streaming else self._polled(after, deadline):
                     heard = time.monotonic()
                     after = max(after, event.id)
-                    self._take(event)
+                    ended = self._take(event)
                     yield event
-                    if self.is_finished:
+                    if ended:
                         return
                 self.refresh()
                 heard = time.monotonic()
@@ -107,6 +107,8 @@ class Job(JobRecord):
             with self._transport.stream(
                 f"{self._path}/events", headers=headers, read_seconds=_STREAM_SILENCE_SECONDS
             ) as response:
+                if response.status_code == httpx.codes.NO_CONTENT:
+                    return
                 if not response.headers.get("Content-Type", "").startswith("text/event-stream"):
                     raise _NoStream
                 yield from parse_stream(lines(response))
@@ -136,18 +138,20 @@ class Job(JobRecord):
             if not page or not answer.get("has_more"):
                 return
 
-    def _take(self, event: Event) -> None:
+    def _take(self, event: Event) -> bool:
+        """Bring the job up to an event; True when that is the last one, which carries the whole job."""
         data = event.data
         if event.type == "status":
             if isinstance(data.get("job"), dict):
                 self.update(data["job"])
-            else:
-                self.status = str(data.get("status") or self.status)
+                return self.is_finished
+            self.status = str(data.get("status") or self.status)
         elif event.type == "phase":
             self.phase = data.get("phase")
             self.progress = self.progress | {k: data.get(k) for k in ("step_index", "step_count")}
         elif event.type == "progress":
             self.progress = self.progress | {k: v for k, v in data.items() if k != "type"}
+        return False
 
     def log(self) -> str:
         """The engine's log so far, also of failed jobs."""
