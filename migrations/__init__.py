@@ -1,0 +1,1 @@
+"""The schema's history; Alembic applies it (`models.database.migrate`)."""

@@ -188,15 +188,17 @@ def _no_answer_is_a_failure() -> Iterator[None]:
         yield
     except PoolTimeoutError as error:
         raise Failure(Code.UNAVAILABLE, "Every database connection is in use.") from error
-    except (OperationalError, InterfaceError) as error:
+    except DBAPIError as error:
         if not _is_no_answer(error):
             raise
         raise Failure(Code.UNAVAILABLE, "The database does not answer.") from error
 
 
 def _is_no_answer(error: DBAPIError) -> bool:
-    """Postgres raises OperationalError for trouble of its own only; SQLite also for statements that are wrong."""
-    if not type(error.orig).__module__.startswith("sqlite3"):
+    """Whether the connection was lost, or the database is in trouble. SQLite says OperationalError also to a statement
+    that is wrong; PostgreSQL never does."""
+    if error.connection_invalidated:
         return True
-    message = str(error.orig).lower()
-    return any(words in message for words in _NO_ANSWER)
+    if type(error.orig).__module__.startswith("sqlite3"):
+        return isinstance(error, OperationalError) and any(words in str(error.orig).lower() for words in _NO_ANSWER)
+    return isinstance(error, (OperationalError, InterfaceError))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import cast
 
-from sqlalchemy import ColumnElement, and_, case, delete, exists, literal, null, or_, select, update
+from sqlalchemy import ColumnElement, and_, case, delete, exists, func, literal, null, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -117,7 +117,7 @@ def sweep_uploads(session: Session, *, max_strikes: int, now: datetime) -> list[
 
 def waiting_count(session: Session) -> int:
     """How many uploads wait for inspection."""
-    return sum(len(session.scalars(select(table.id).where(_waiting(table))).all()) for table in PREFIXES)
+    return sum(session.scalar(select(func.count()).where(_waiting(table))) or 0 for table in PREFIXES)
 
 
 def delete_upload(session: Session, table: UploadTable, tenant: str, upload_id: str) -> bool:

@@ -12,9 +12,11 @@ from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
-def dump(value: BaseModel) -> dict[str, Any]:
-    """What a JSON column holds of `value`; a number that is not finite becomes null, as JSON has none."""
-    plain: dict[str, Any] = json.loads(value.model_dump_json())
+def dump(value: BaseModel, *, as_given: bool = False) -> dict[str, Any]:
+    """What a JSON column holds of `value`; a number that is not finite becomes null, as JSON has none.
+
+    `as_given` leaves out the fields that were not given, though they have defaults."""
+    plain: dict[str, Any] = json.loads(value.model_dump_json(exclude_unset=as_given))
     return plain
 
 

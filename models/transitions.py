@@ -50,7 +50,7 @@ def submit(
         name=name,
         network_id=network_id,
         dataset_id=dataset_id,
-        spec=dump(spec),
+        spec=dump(spec, as_given=True),
         resolved_spec=dump(resolved_spec),
         device=device,
         status=JobStatus.QUEUED.value,

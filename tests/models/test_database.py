@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import time
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
@@ -156,6 +157,23 @@ def test_a_connection_that_the_server_dropped_is_replaced(postgres: Postgres, po
         session.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": first})
     with database.read() as session:
         assert session.scalar(text("SELECT pg_backend_pid()")) != first
+    database.close()
+
+
+def test_a_worker_that_slept_in_a_transaction_loses_it_and_is_told(postgres_url: str) -> None:
+    database = Database(postgres_url)
+
+    def sleep() -> None:
+        with database.transaction() as session:
+            session.execute(text("SET LOCAL idle_in_transaction_session_timeout = '20ms'"))
+            session.add(key("key_1"))
+            session.flush()
+            time.sleep(0.5)
+
+    with pytest.raises(Failure, match="does not answer"):
+        sleep()
+    with database.read() as session:
+        assert session.scalar(select(func.count()).select_from(Key)) == 0
     database.close()
 
 
