@@ -43,7 +43,13 @@ def test_a_submitted_job_is_answered_whole_with_its_place_and_its_spec_resolved(
     assert [step["step"] for step in job["resolved_spec"]["steps"]] == ["prune", "finetune", "quantize"]
     assert job["resolved_spec"]["data"]["task"] == "classification"
     assert job["resolved_spec"]["steps"][1]["loss"] == "both"
-    assert job["spec"]["preset"] == "balanced"
+    assert job["spec"] == {
+        "model": spec["model"],
+        "name": "small-one",
+        "data": {"dataset": dataset},
+        "preset": "balanced",
+        "metadata": {"team": "edge"},
+    }
     assert job["progress"]["step_count"] == 3
     assert either.client.get(job["urls"]["self"]).json() == job
 
