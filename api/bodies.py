@@ -20,15 +20,19 @@ class Disconnected(Exception):
     """The client went away before the body's end."""
 
 
-def refuse_forms_and_encodings(request: Request) -> None:
-    """415 for `multipart/form-data`, url-encoded forms other than curl's default, and compressed transfers."""
+def refuse_forms(request: Request) -> None:
+    """415 for `multipart/form-data`. Any other type is taken as it is: curl declares files as it likes."""
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type.startswith("multipart/"):
         raise Failure(Code.USE_RAW_BODY, f"The body is {media_type}; a file is sent as the body itself.")
+
+
+def refuse_encodings(request: Request) -> None:
+    """415 for a compressed transfer: nothing is inflated here."""
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
         raise Failure(
-            Code.UNSUPPORTED_MEDIA_TYPE, f"Content-Encoding {encoding} is not undone here; send the file uncompressed."
+            Code.UNSUPPORTED_MEDIA_TYPE, f"Content-Encoding {encoding} is not undone here; send the body uncompressed."
         )
 
 

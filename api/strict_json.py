@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from fastapi import Request
 
-from api.bodies import read_small_body
+from api.bodies import read_small_body, refuse_encodings
 from api.pointers import escape
 from models.errors import Code, Failure, FieldProblem
 
@@ -77,7 +77,8 @@ def parse(body: bytes) -> dict[str, Any]:
 
 
 async def json_object(request: Request) -> dict[str, Any]:
-    """The request's body as an object. Raises 415 unless it is declared as JSON, 413 above 1 MiB."""
+    """The request's body as an object. Raises 415 unless it is declared as plain JSON, 413 above 1 MiB."""
+    refuse_encodings(request)
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
         raise Failure(

@@ -17,6 +17,7 @@ from models.views import DatasetPage, DatasetView
 router = APIRouter(prefix="/datasets", tags=["datasets"])
 
 
+@router.put("", status_code=201, include_in_schema=False)  # what `curl -T FILE` sends
 @router.post(
     "",
     operation_id="create_dataset",

@@ -45,6 +45,7 @@ LOCATION: dict[int | str, dict[str, Any]] = {
 }
 
 
+@router.put("", status_code=201, include_in_schema=False)  # what `curl -T FILE` sends
 @router.post(
     "",
     operation_id="create_model",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -17,6 +18,8 @@ from models.errors import Code, Failure, FieldProblem
 from models.statuses import TERMINAL, JobStatus
 from models.tables import Event, Job
 from models.views import EventPage, StoredEventView
+
+logger = logging.getLogger("modelpress.api")
 
 KEEP_ALIVE_SECONDS = 15.0
 EVENTS_A_READ = 500
@@ -56,7 +59,15 @@ def is_over(service: Service, tenant: str, job_id: str, after: int) -> bool:
 async def stream(service: Service, tenant: str, job_id: str, after: int) -> AsyncIterator[bytes]:
     """Server-sent events behind `after`, as they happen, until the terminal one or the job's deletion."""
     yield f"retry: {RECONNECT_MS}\n\n".encode()
-    last = after
+    try:
+        async for frame in _frames(service, tenant, job_id, after):
+            yield frame
+    except Failure as failure:
+        # The answer has begun, so it can only end: clients connect again and resume.
+        logger.warning("the stream of %s ends early: %s", job_id, failure.message)
+
+
+async def _frames(service: Service, tenant: str, job_id: str, last: int) -> AsyncIterator[bytes]:
     async with service.watch.on(job_id) as feed:
         while not service.watch.closing:
             turn = feed.turn

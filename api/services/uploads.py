@@ -12,7 +12,7 @@ from fastapi import Request
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from api.bodies import CHUNK_BYTES, in_chunks, refuse_forms_and_encodings, stream
+from api.bodies import CHUNK_BYTES, in_chunks, refuse_encodings, refuse_forms, stream
 from api.deps import Service
 from api.pages import cursor_of, id_of
 from api.services.first_bytes import refuse_by_first_bytes
@@ -45,7 +45,8 @@ async def accept(
 
     Raises `Failure` as `bodies.stream` does, with `disk_full`, and with what the first bytes show. Nothing stays then.
     """
-    refuse_forms_and_encodings(request)
+    refuse_forms(request)
+    refuse_encodings(request)
     declared = request.headers.get("content-length", "")
     expected = int(declared) if declared.isdecimal() and int(declared) <= limit_bytes else None
     pieces = stream(request, limit_bytes, service.settings.body_idle_seconds)

@@ -100,6 +100,11 @@ def test_json_must_be_declared(api: Api, media_type: str) -> None:
     assert "application/json" in problem_of(response, 415, "unsupported_media_type")["detail"]
 
 
+def test_a_compressed_spec_is_refused(api: Api) -> None:
+    response = api.client.post("/jobs", content=b"{}", headers={**JSON, "Content-Encoding": "gzip"})
+    problem_of(response, 415, "unsupported_media_type")
+
+
 @pytest.mark.parametrize(
     ("change", "code", "pointer", "words"),
     [

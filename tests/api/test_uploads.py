@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import shutil
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -218,6 +221,17 @@ def test_a_full_disk_is_507_and_uploads_go_on_once_there_is_room(api: Api, setti
     assert stored(settings) == []
     blobs.keep_free_bytes = keep
     assert api.client.post("/models", content=stories.a_pt2()).status_code == 201
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+@pytest.mark.parametrize("how", [["-T", "FILE"], ["--data-binary", "@FILE"]])
+def test_curl_uploads_as_people_type_it(api: Api, tmp_path: Path, how: list[str]) -> None:
+    file = tmp_path / "network.pt2"
+    file.write_bytes(stories.a_pt2(bytes(3_000_000)))
+    arguments = [argument.replace("FILE", str(file)) for argument in how]
+    command = ["curl", "-sS", "--fail-with-body", *arguments, f"{api.base_url}/models?name=network.pt2"]
+    answer = json.loads(subprocess.run(command, check=True, capture_output=True, timeout=60).stdout)
+    assert answer["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def test_a_network_still_in_inspection_is_not_ready_for_a_job(api: Api) -> None:
