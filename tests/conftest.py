@@ -8,6 +8,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from sqlalchemy.orm import Session
 
 from models.database import Database, migrate
 from tests.services import Postgres, Valkey
@@ -65,6 +66,28 @@ def database(database_url: str) -> Iterator[Database]:
     opened = Database(database_url)
     yield opened
     opened.close()
+
+
+@pytest.fixture(scope="session", params=["sqlite", "postgresql"])
+def _shared_database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
+    if request.param == "sqlite":
+        url = f"sqlite:///{tmp_path_factory.mktemp('shared')}/modelpress.sqlite3"
+        migrate(url)
+    else:
+        server: Postgres = request.getfixturevalue("postgres")
+        server.create("shared", TEMPLATE)
+        url = server.url("shared")
+    opened = Database(url)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def session(_shared_database: Database) -> Iterator[Session]:
+    """A transaction on both databases, empty at the start and rolled back at the end: the fastest way to test rows."""
+    with Session(_shared_database.engine, expire_on_commit=False) as opened:
+        opened.connection()
+        yield opened
 
 
 @pytest.fixture

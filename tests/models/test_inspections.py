@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
@@ -39,12 +39,6 @@ WRITES: dict[str, Callable[[Session, UploadTable, str, int], Any]] = {
         session, table, upload_id, attempt, ERROR, 3
     ),
 }
-
-
-@pytest.fixture
-def session(database: Database) -> Iterator[Session]:
-    with database.transaction() as opened:
-        yield opened
 
 
 def add(session: Session, table: UploadTable, seconds: float = 0) -> str:

@@ -27,8 +27,8 @@ from tests.models.rows import ARTIFACT, ERROR, LEASE, REPORT, at, claim, submit
 
 MAX_STRIKES = 3
 QUICK = settings(
-    max_examples=15,
-    stateful_step_count=30,
+    max_examples=12,
+    stateful_step_count=25,
     deadline=None,
     database=None,
     phases=[Phase.explicit, Phase.generate],

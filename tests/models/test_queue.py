@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from models import transitions
-from models.database import Database
 from models.queue import queue_position, queued_count
 from models.tables import Job
 from tests.models.rows import ERROR, at, claim, submit
-
-
-@pytest.fixture
-def session(database: Database) -> Iterator[Session]:
-    with database.transaction() as opened:
-        yield opened
 
 
 def claimed_tenants(session: Session, count: int, *, finish: bool) -> list[str]:
@@ -78,8 +68,8 @@ def test_positions_foresee_the_turns(session: Session) -> None:
 
 
 def test_a_position_and_a_count_look_at_rivals_for_the_same_device_only(session: Session) -> None:
-    for device in ("cuda", "cuda", "auto", "cpu"):
-        submit(session, device, device=device)
+    for seconds, device in enumerate(("cuda", "cuda", "auto", "cpu")):
+        submit(session, device, device=device, seconds=seconds)
     assert (queued_count(session, "cpu"), queued_count(session, "cuda")) == (2, 3)
     last = session.scalars(select(Job).where(Job.device == "cpu")).one()
     assert queue_position(session, last) == 2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -69,12 +69,6 @@ WORKER_WRITES: dict[str, Change] = {
         session, job_id, attempt, key="k", step_index=0, sha256="c" * 64, size_bytes=3, now=at(9)
     ),
 }
-
-
-@pytest.fixture
-def session(database: Database) -> Iterator[Session]:
-    with database.transaction() as opened:
-        yield opened
 
 
 def get(session: Session, job_id: str) -> Job:
