@@ -12,7 +12,7 @@ from worker.engine.graph.cut import Cut
 from worker.engine.graph.ops.modules import rules_for
 from worker.engine.graph.ops.sizing import Sizing
 from worker.engine.graph.ops.table import OPS
-from worker.engine.graph.shapes import Sizes, record_shapes, sizes_of
+from worker.engine.graph.shapes import Sizes, is_tensor, record_shapes, sizes_of
 
 
 def macs(graph: fx.GraphModule, example_inputs: tuple[Tensor, ...]) -> dict[str, int]:
@@ -53,7 +53,8 @@ class _AsIs:
 
 def _per_sample(graph: fx.GraphModule, sizing: Sizing) -> dict[str, int]:
     counted: dict[str, int] = {}
-    batch = next((sizes_of(node)[0] for node in graph.graph.nodes if node.op == "placeholder" and sizes_of(node)), 1)
+    inputs = [sizes_of(node) for node in graph.graph.nodes if node.op == "placeholder" and is_tensor(node)]
+    batch = next((sizes[0] for sizes in inputs if sizes), 1)
     for node in graph.graph.nodes:
         if (count := _cost(graph, node, sizing)) > 0:
             name = str(node.target) if node.op == "call_module" else node.name

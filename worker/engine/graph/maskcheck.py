@@ -218,5 +218,6 @@ def _select(tensor: Tensor, axes: Axes, plan: Cut) -> Tensor:
 
 _MODULES = frozenset({nn.LayerNorm, nn.RMSNorm, nn.GroupNorm})
 _OPERATORS = frozenset(
-    {"layer_norm", "rms_norm", "group_norm", "mean", "sum", "amax", "amin", "std", "var", "linalg_vector_norm"}
+    {"layer_norm", "rms_norm", "group_norm", "mean", "sum", "prod", "amax", "amin", "std", "var", "logsumexp"}
+    | {"linalg_vector_norm", "norm"}
 )

@@ -29,12 +29,16 @@ def reduced_dims(node: fx.Node) -> frozenset[int]:
     return frozenset(dim % rank for dim in ([dims] if isinstance(dims, int) else dims))
 
 
-def position(call: Call) -> Axes:
-    """`argmax`: positions change when channels go, so the dimension stays whole."""
+def position(call: Call) -> Value:
+    """`argmax`, `max` with positions: these change when channels go, so the dimension stays whole."""
     axes = call.operand("self")
-    for dim in reduced_dims(call.node):
+    dims = reduced_dims(call.node)
+    for dim in dims:
         call.freeze(axes[dim], "gives positions")
-    return reduction(call)
+    sizes = call.node.meta["sizes"]
+    kept_dims = len(sizes if isinstance(sizes, tuple) else sizes[0]) == len(axes)
+    result: Axes = [None if dim in dims else axis for dim, axis in enumerate(axes) if kept_dims or dim not in dims]
+    return result if isinstance(sizes, tuple) else (result, list(result))
 
 
 def pool(call: Call, spatial: int) -> Value:

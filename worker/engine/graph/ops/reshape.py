@@ -9,6 +9,7 @@ from torch import fx
 
 from worker.engine.graph.labels import Axes, Axis, Indices
 from worker.engine.graph.ops.call import Call, arguments_of, set_argument
+from worker.engine.graph.ops.convolve import grouped_by_offset
 from worker.engine.graph.ops.fate import pick_axis
 from worker.engine.graph.ops.sizing import Remaining
 from worker.engine.graph.shapes import Sizes, sizes_of
@@ -155,6 +156,16 @@ def pixel_unshuffle(call: Call) -> Axes:
     channels = axes[-3]
     factor = call.argument("downscale_factor") ** 2
     return [*axes[:-3], None if channels is None else np.repeat(channels, factor), None, None]
+
+
+def channel_shuffle(call: Call) -> Axes:
+    """Groups of channels interleaved: every group keeps the same offsets."""
+    axes, groups = call.operand("self"), call.argument("groups")
+    channels = axes[1]
+    if channels is not None:
+        grouped_by_offset(call, channels, groups)
+        axes[1] = channels.reshape(groups, -1).T.reshape(-1)
+    return axes
 
 
 def _fix_image(call: Call, axes: Axes) -> None:
