@@ -19,7 +19,7 @@ from models import inspections, transitions
 from models.blobs import FolderBlobs
 from models.broker import celery_settings
 from models.database import Database, now
-from models.inspections import UploadTable
+from models.inspections import Upload, UploadTable
 from models.messages import CONTROL_QUEUE, TASK_INSPECT, TASK_RUN_JOB, queue_of
 from models.spec import Spec
 from models.statuses import JobStatus
@@ -106,6 +106,10 @@ class Fleet:
         with self.database.transaction() as session:
             row = inspections.add_upload(session, table, tenant="t", name="n", blob=blob, now=now(session))
         return row.id
+
+    def uploaded(self, table: UploadTable, upload_id: str) -> Upload:
+        with self.database.read() as session:
+            return session.scalars(select(table).where(table.id == upload_id)).one()
 
     def submit(self, do: str, *, timeout_s: int = 120, nudge: bool = True, **metadata: str) -> str:
         spec = Spec.model_validate(
