@@ -97,11 +97,12 @@ def test_every_8_bit_layer_runs_on_an_integer_kernel(integers: tuple[Subject, Pa
 
 
 @pytest.mark.parametrize("integers", ["resnet18"], indirect=True)
-def test_the_additions_of_a_residual_network_run_on_integers(integers: tuple[Subject, Path]) -> None:
+def test_the_additions_and_the_pooling_of_a_residual_network_run_on_integers(integers: tuple[Subject, Path]) -> None:
     _, path = integers
     with FreshProcess(path.parent) as process:
         operators = process.census(path)["operators"]
     assert operators["QLinearAdd"] == 6
+    assert operators["QLinearGlobalAveragePool"] == 1
     assert "Add" not in operators
 
 
@@ -156,3 +157,10 @@ def test_an_operator_that_onnx_lacks_is_refused_in_words(tmp_path: Path) -> None
     assert caught.value.code == Code.UNSUPPORTED_HERE
     assert "cannot be written as ONNX" in caught.value.message
     assert "digamma" in caught.value.message
+
+
+def test_a_network_too_large_for_one_file_is_refused(tmp_path: Path) -> None:
+    subject = subject_of("vgg")
+    subject.graph.register_buffer("table", torch.zeros(1).expand(2**29))
+    with pytest.raises(Failure, match="at most 2 GiB"):
+        exported(subject.graph, subject, tmp_path)

@@ -34,6 +34,10 @@ def test_equal_outputs_have_the_largest_ratio() -> None:
     assert relative_difference(same, same) == 0
 
 
+def test_noise_without_a_signal_has_the_smallest_ratio() -> None:
+    assert sqnr_db([torch.zeros(2)], [torch.ones(2)]) == -SQNR_LIMIT_DB
+
+
 def test_infinities_and_nan_in_the_same_places_are_equal() -> None:
     values = [torch.tensor([math.nan, -math.inf, 1.0])]
     assert max_difference(values, values) == 0
@@ -44,7 +48,7 @@ def test_what_is_not_comparable_is_infinitely_far(wrong: torch.Tensor) -> None:
     expected = [torch.tensor([1.0, 1.0])]
     assert max_difference(expected, [wrong]) == math.inf
     assert relative_difference(expected, [wrong]) == math.inf
-    assert sqnr_db(expected, [wrong]) == -math.inf
+    assert sqnr_db(expected, [wrong]) == -SQNR_LIMIT_DB
 
 
 def test_agreement_is_over_dimension_one() -> None:

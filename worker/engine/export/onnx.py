@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 import torch
 from onnxscript import ir, opset18
+from onnxscript.function_libs.torch_lib.ops.core import aten_mean_dim
 from torch import fx
 
 from models.errors import Code, Failure
@@ -21,14 +22,22 @@ from worker.engine.export.dynamic import dynamic_shapes
 from worker.engine.graph.integer import DEQUANTIZE, ROUND_TRIP
 from worker.engine.subject import Subject
 
+_LARGEST_BYTES = (2 << 30) - (16 << 20)
+"""Protobuf's limit, less room for the graph."""
+
 
 def export_onnx(graph: fx.GraphModule, subject: Subject, path: Path) -> None:
     """Write `graph` (`subject.network()` or `subject.original`) with the input and output names of `subject`.
 
     One file, sizes that may vary stay open, nothing of this machine inside. An integer network comes out as
     QuantizeLinear and DequantizeLinear (uint8 values, int8 weights an output channel, int32 biases).
-    Raises `Failure(UNSUPPORTED_HERE)` when the exporter cannot write an operator.
+    Raises `Failure(UNSUPPORTED_HERE)` when the exporter cannot write an operator, or one file cannot hold the weights.
     """
+    tensors = [*graph.parameters(), *graph.buffers()]
+    if sum(tensor.numel() * tensor.element_size() for tensor in tensors) > _LARGEST_BYTES:
+        raise Failure(
+            Code.UNSUPPORTED_HERE, "a single ONNX file holds at most 2 GiB; ask for `pt2` only", where=path.name
+        )
     inputs = subject.example_inputs()
     with _quiet():
         try:
@@ -40,7 +49,11 @@ def export_onnx(graph: fx.GraphModule, subject: Subject, path: Path) -> None:
                 input_names=[info.name for info in subject.inputs],
                 output_names=[info.name for info in subject.outputs],
                 dynamic_shapes=dynamic_shapes(subject),
-                custom_translation_table={ROUND_TRIP: _round_trip, DEQUANTIZE: _dequantize},
+                custom_translation_table={
+                    ROUND_TRIP: _round_trip,
+                    DEQUANTIZE: _dequantize,
+                    torch.ops.aten.mean.dim: _mean,
+                },
             )
         except torch.onnx.errors.OnnxExporterError as error:
             cause = error.__cause__ or error
@@ -70,6 +83,14 @@ def _dequantize(integers: Any, scale: Any, axis: int) -> Any:
     # Optional in ONNX, but ONNX Runtime only fuses QGemm when the zero points are written out.
     zeros = ir.tensor(np.zeros(integers.shape[axis], integers.dtype.numpy()))
     return _op.DequantizeLinear(integers, scale, _op.Constant(value=zeros), axis=axis)
+
+
+def _mean(x: Any, dim: Sequence[int], keepdim: bool = False, dtype: int = -1) -> Any:
+    """The exporter's own rule, but for the mean over a whole image: ReduceMean has no integer kernel."""
+    rank = len(x.shape)
+    if keepdim and dtype == -1 and rank == 4 and {size % rank for size in dim} == {2, 3}:
+        return _op.GlobalAveragePool(x)
+    return aten_mean_dim(x, _op.Constant(value_ints=list(dim or range(rank))), keepdim, dtype)
 
 
 def _strip(model: onnx.ModelProto) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 SQNR_LIMIT_DB = 150.0
-"""Reported for outputs that agree to the last digit: single precision holds no more."""
+"""Reported for outputs that agree to the last digit: single precision holds no more. Minus this for pure noise."""
 
 
 def outputs_of(result: Any) -> tuple[Tensor, ...]:
@@ -43,19 +43,19 @@ def sqnr_db(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
     signal, noise = 0.0, 0.0
     for a, b in _pairs(expected, found):
         if a.shape != b.shape:
-            return -math.inf
+            return -SQNR_LIMIT_DB
         signal += a.double().square().sum().item()
         noise += (a.double() - b.double()).square().sum().item()
     return decibels(signal, noise)
 
 
 def decibels(signal: float, noise: float) -> float:
-    """Powers to a ratio in dB, at most 150; what is not a number counts as all noise."""
-    if not (math.isfinite(signal) and math.isfinite(noise)):
-        return -math.inf
-    if noise <= 0:
+    """Powers to a ratio in dB, from -150 to 150; what is not a number counts as all noise."""
+    if noise == 0:
         return SQNR_LIMIT_DB
-    return min(SQNR_LIMIT_DB, 10 * math.log10(signal / noise)) if signal > 0 else -math.inf
+    if signal == 0 or not (math.isfinite(signal) and math.isfinite(noise)):
+        return -SQNR_LIMIT_DB
+    return max(-SQNR_LIMIT_DB, min(SQNR_LIMIT_DB, 10 * math.log10(signal / noise)))
 
 
 def top1_agreement(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float | None:
