@@ -28,6 +28,12 @@ def test_the_ratio_is_of_powers_in_decibels() -> None:
     assert sqnr_db([torch.tensor([3.0, 4.0])], [torch.tensor([3.0, 4.05])]) == pytest.approx(40.0, abs=1e-4)
 
 
+def test_the_worst_output_counts_however_small_it_is() -> None:
+    large, small = torch.full((4,), 1e3), torch.full((4,), 1e-3)
+    assert sqnr_db([large, small], [large, small * 2]) == pytest.approx(0.0)
+    assert relative_difference([large, small], [large, small * 2]) == pytest.approx(1.0)
+
+
 def test_equal_outputs_have_the_largest_ratio() -> None:
     same = [torch.ones(3)]
     assert sqnr_db(same, same) == SQNR_LIMIT_DB
@@ -53,9 +59,9 @@ def test_what_is_not_comparable_is_infinitely_far(wrong: torch.Tensor) -> None:
 
 def test_agreement_is_over_dimension_one() -> None:
     expected = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
-    assert top1_agreement([expected], [expected.flip(0)]) == 0
-    assert top1_agreement([expected], [torch.tensor([[0.4, 0.5], [0.4, 0.5]])]) == 0.5
-    assert top1_agreement([expected[:, 0]], [expected[:, 0]]) is None
+    assert top1_agreement(expected, expected.flip(0)) == 0
+    assert top1_agreement(expected, torch.tensor([[0.4, 0.5], [0.4, 0.5]])) == 0.5
+    assert top1_agreement(expected[:, 0], expected[:, 0]) is None
 
 
 def test_outputs_are_found_whatever_holds_them() -> None:

@@ -69,7 +69,6 @@ def test_a_replay_computes_the_same_bits(name: str, tmp_path: Path) -> None:
     assert again.quantization is not None
     assert subject.quantization is not None
     assert again.quantization.sqnr_db == subject.quantization.sqnr_db
-    assert [record.step for record in again.records] == ["quantize"]
 
 
 def test_a_replay_on_another_networks_weights_takes_the_stored_ones(tmp_path: Path) -> None:

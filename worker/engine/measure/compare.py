@@ -39,14 +39,8 @@ def relative_difference(expected: Sequence[Tensor], found: Sequence[Tensor]) -> 
 
 
 def sqnr_db(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
-    """Signal to quantization-noise ratio in dB over all outputs: `10 log10(sum x^2 / sum (x - y)^2)`, at most 150."""
-    signal, noise = 0.0, 0.0
-    for a, b in _pairs(expected, found):
-        if a.shape != b.shape:
-            return -SQNR_LIMIT_DB
-        signal += a.double().square().sum().item()
-        noise += (a.double() - b.double()).square().sum().item()
-    return decibels(signal, noise)
+    """Signal to quantization-noise ratio of the worst output in dB, `10 log10(sum x^2 / sum (x - y)^2)`."""
+    return min((_sqnr_db(a, b) for a, b in _pairs(expected, found)), default=SQNR_LIMIT_DB)
 
 
 def decibels(signal: float, noise: float) -> float:
@@ -58,19 +52,25 @@ def decibels(signal: float, noise: float) -> float:
     return max(-SQNR_LIMIT_DB, min(SQNR_LIMIT_DB, 10 * math.log10(signal / noise)))
 
 
-def top1_agreement(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float | None:
-    """Share of samples whose largest entry over dimension 1 is the same, in the first output; `None` when it has no
-    such dimension (fewer than two dimensions, or one class) or is not a float."""
-    if not expected or expected[0].dim() < 2 or expected[0].shape[1] < 2 or not expected[0].is_floating_point():
+def top1_agreement(expected: Tensor, found: Tensor) -> float | None:
+    """Share of places whose largest entry over dimension 1 is the same; `None` for an output that has no such
+    dimension (fewer than two dimensions, or one class) or is not a float."""
+    if expected.dim() < 2 or expected.shape[1] < 2 or not expected.is_floating_point():
         return None
-    if expected[0].shape != found[0].shape:
+    if expected.shape != found.shape:
         return 0.0
-    return (expected[0].argmax(1) == found[0].argmax(1)).double().mean().item()
+    return (expected.cpu().argmax(1) == found.cpu().argmax(1)).double().mean().item()
 
 
 def _pairs(expected: Sequence[Tensor], found: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
     pairs = list(zip(expected, found, strict=True))
     return [(a.detach().cpu(), b.detach().cpu()) for a, b in pairs]
+
+
+def _sqnr_db(a: Tensor, b: Tensor) -> float:
+    if a.shape != b.shape:
+        return -SQNR_LIMIT_DB
+    return decibels(a.double().square().sum().item(), (a.double() - b.double()).square().sum().item())
 
 
 def _difference(a: Tensor, b: Tensor) -> float:
