@@ -197,14 +197,8 @@ def _layer_outputs(
         for owner in (name, name.rpartition(".")[0]):
             own.setdefault(owner, set()).update(u for axis in axes_of(axes) for u in components.of[axis].tolist())
     outputs: _Outputs = {}
-    for node in graph.graph.nodes:
+    for node in filter(lambda node: _is_layer(graph, node), graph.graph.nodes):
         name = str(node.target)
-        if node.op == "call_module" and not any(True for _ in graph.get_submodule(name).parameters()):
-            continue
-        if node.op == "get_attr" and not isinstance(tensor_named(graph, name), nn.Parameter):
-            continue
-        if node.op not in ("call_module", "get_attr"):
-            continue
         units, widths = outputs.setdefault(name, (set(), {}))
         for axis in axes_of(values[node]):
             found, counts = np.unique(components.of[axis], return_counts=True)
@@ -214,6 +208,13 @@ def _layer_outputs(
                     if node.op == "call_module":
                         widths.setdefault(unit, set()).add(count)
     return outputs
+
+
+def _is_layer(graph: fx.GraphModule, node: fx.Node) -> bool:
+    """A module with parameters, or a parameter that the graph uses itself."""
+    if node.op == "call_module":
+        return any(True for _ in graph.get_submodule(str(node.target)).parameters())
+    return node.op == "get_attr" and isinstance(tensor_named(graph, str(node.target)), nn.Parameter)
 
 
 def _groups(
@@ -232,8 +233,8 @@ def _groups(
     groups: list[Group] = []
     seen: dict[str, int] = {}
     for signature, units in gathered.items():
-        layers = tuple(name for name, (own, _) in outputs.items() if own & set(units))
-        widths = {width for name in layers for unit in units for width in outputs[name][1].get(unit, ())}
+        layers = tuple(name for name, (own, _) in outputs.items() if units[0] in own)
+        widths = {width for name in layers for width in outputs[name][1].get(units[0], ())}
         first = next((name for name in layers if outputs[name][1]), layers[0] if layers else signature[0].parameter)
         seen[first] = seen.get(first, 0) + 1
         name = first if seen[first] == 1 else f"{first}:{seen[first]}"
@@ -242,7 +243,7 @@ def _groups(
 
 
 def _layer(name: str, units: set[int], groups: tuple[Group, ...], components: Components) -> Layer:
-    own = tuple(group.id for group in groups if units & set(group.units))
+    own = tuple(group.id for group in groups if group.units[0] in units)
     if own:
         return Layer(name, own, None)
     reasons = [components.frozen[unit] for unit in sorted(units) if unit in components.frozen]
