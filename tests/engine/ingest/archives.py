@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import json
 import tempfile
 import zipfile
@@ -54,6 +55,15 @@ class Archive:
     constants: Any
     compression: dict[str, int] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, content: bytes) -> Archive:
+        """Take a file apart."""
+        with zipfile.ZipFile(io.BytesIO(content)) as file:
+            root = file.namelist()[0].split("/")[0]
+            members = {name.removeprefix(f"{root}/"): file.read(name) for name in file.namelist()}
+        documents = [json.loads(members[name]) for name in (GRAPH, WEIGHTS, CONSTANTS)]
+        return cls(root, members, *documents)
+
     @property
     def graph(self) -> Any:
         return self.program["graph_module"]["graph"]
@@ -79,13 +89,7 @@ class Archive:
 
 def good_archive() -> Archive:
     """A fresh copy of the good file's parts."""
-    with tempfile.TemporaryFile() as file:
-        file.write(_good())
-        with zipfile.ZipFile(file) as archive:
-            root = archive.namelist()[0].split("/")[0]
-            members = {name.removeprefix(f"{root}/"): archive.read(name) for name in archive.namelist()}
-    documents = [json.loads(members[name]) for name in (GRAPH, WEIGHTS, CONSTANTS)]
-    return Archive(root, members, *documents)
+    return Archive.of(_good())
 
 
 def good_file(path: Path) -> Path:

@@ -43,7 +43,7 @@ class Choice(BaseModel):
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Choice:
-        if len(self.model_fields_set) != 1:
+        if len(self.model_fields_set) != 1 or self.value is None:
             raise ValueError("exactly one kind must be given")
         return self
 

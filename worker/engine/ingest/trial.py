@@ -1,7 +1,10 @@
-"""The first trial of a network: on shapes alone, within a budget, at several batch sizes."""
+"""The first trial of a network: on shapes alone, within a budget, at several batch sizes; then once for real."""
 
 from __future__ import annotations
 
+import contextlib
+import logging
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -27,11 +30,13 @@ def check_batch(program: Program) -> Program:
     Raises `Failure` (network_rejected) when the network does not run, is too large, or is bound to one batch size.
     """
     fixed = [info for info in program.inputs if info.shape[:1] != [None]]
-    if any(not info.shape for info in program.inputs):
-        raise rejected(f"the input {fixed[0].name} is a single number; dimension 0 of every input must be the batch")
+    numbers = [info.name for info in program.inputs if not info.shape]
+    if numbers:
+        raise rejected(f"the input {numbers[0]} is a single number; dimension 0 of every input must be the batch")
     if not fixed:
         try:
             first, second = (_shapes(program, batch) for batch in TRIED_BATCHES)
+            _run(program, [_random(info, TRIED_BATCHES[0]) for info in program.inputs])
         except _DoesNotRun as error:
             raise rejected(f"the network does not run: {error}") from error
         return replace(program, outputs=_outputs(program, first, second))
@@ -54,10 +59,12 @@ def _set_free(program: Program, exported: int) -> Program:
     )
     try:
         same, other = _shapes(free, exported), _shapes(free, exported + 1)
+        outputs = _outputs(program, same, other)
+        free_outputs = all(info.shape[:1] == [None] for info in outputs)
+        independent = free_outputs and _independent(free, exported)
     except _DoesNotRun as error:
         raise rejected(f"the network only runs with a batch of {exported} ({error}); {_DYNAMIC}") from error
-    outputs = _outputs(program, same, other)
-    if any(info.shape[:1] != [None] for info in outputs) or not _independent(free, exported):
+    if not independent:
         raise rejected(f"the network gives other results unless the batch is {exported}; {_DYNAMIC}")
     for node, info in zip((n for n in program.graph.nodes if n.op == "placeholder"), free.inputs, strict=True):
         node.meta["shape"] = info.shape
@@ -104,9 +111,20 @@ class _Run(fx.Interpreter):
 Shapes = dict[fx.Node, tuple[torch.dtype, tuple[int, ...]]]
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """torch logs whole stack traces when shapes do not fit; the failure says it in a line."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
 def _shapes(program: Program, batch: int) -> Shapes:
     """Dtype and shape of every tensor node for `batch` samples; nothing is computed."""
-    with FakeTensorMode() as mode:
+    with _quiet(), FakeTensorMode() as mode:
         fakes: dict[int, FakeTensor] = {}
         tensors: dict[str, Tensor] = {
             name: fakes.setdefault(id(tensor), mode.from_tensor(tensor)) for name, tensor in program.tensors.items()
@@ -155,24 +173,27 @@ def _outputs(program: Program, first: Shapes, second: Shapes) -> tuple[TensorInf
     )
 
 
+def _run(program: Program, inputs: list[Tensor]) -> list[Tensor]:
+    """Really run the network; shapes were tried before. Some native checks only happen here."""
+    with torch.no_grad():
+        outputs = _Run(program, program.tensors).run(*[tensor.clone() for tensor in inputs])
+    return [value for value in tree_leaves(outputs) if isinstance(value, Tensor)]
+
+
 def _independent(program: Program, exported: int) -> bool:
     """Whether the first samples get the same outputs in a larger batch."""
-    generator = torch.Generator().manual_seed(0)
-    inputs = [_random(info, exported + 1, generator) for info in program.inputs]
-    with torch.no_grad():
-        larger = _Run(program, program.tensors).run(*[tensor.clone() for tensor in inputs])
-        exact = _Run(program, program.tensors).run(*[tensor[:exported].clone() for tensor in inputs])
-    pairs = [
-        (first, second[:exported])
-        for first, second in zip(tree_leaves(exact), tree_leaves(larger), strict=True)
-        if isinstance(first, Tensor)
-    ]
+    inputs = [_random(info, exported + 1) for info in program.inputs]
+    larger = _run(program, inputs)
+    exact = _run(program, [tensor[:exported] for tensor in inputs])
     return all(
-        torch.allclose(first.double(), second.double(), rtol=1e-4, atol=1e-5, equal_nan=True) for first, second in pairs
+        torch.allclose(first.double(), second[:exported].double(), rtol=1e-4, atol=1e-5, equal_nan=True)
+        for first, second in zip(exact, larger, strict=True)
     )
 
 
-def _random(info: TensorInfo, batch: int, generator: torch.Generator) -> Tensor:
+def _random(info: TensorInfo, batch: int) -> Tensor:
+    """Normal floats; zeros and ones for integers, which are valid indices into anything."""
+    generator = torch.Generator().manual_seed(0)
     shape = [batch, *(size or 1 for size in info.shape[1:])]
     dtype: torch.dtype = getattr(torch, info.dtype)
     if dtype.is_floating_point:
