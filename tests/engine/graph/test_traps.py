@@ -161,6 +161,15 @@ def _mixer(net: Net, x: Tensor) -> Tensor:
     return net.head(net.channels2(F.gelu(net.channels1(y))).mean(1))
 
 
+class StandardisedConv(nn.Conv2d):
+    """Weights with mean zero and variance one over the input channels (Qiao et al., 2019), as timm computes them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = self.weight.reshape(1, self.out_channels, -1)
+        weight = F.batch_norm(flat, None, None, training=True, momentum=0.0, eps=1e-6).reshape_as(self.weight)
+        return F.conv2d(x, weight, self.bias, padding=self.padding)
+
+
 def _projections(**widths: int) -> dict[str, nn.Module]:
     return {name: nn.Linear(16, width) for name, width in widths.items()}
 
@@ -260,6 +269,13 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Tensor, set[str]]] = {
         ),
         IMAGE,
         {"0.bias", "2.bias"},
+    ),
+    "weight_standardisation": (
+        lambda: nn.Sequential(
+            StandardisedConv(3, 16, 3, padding=1), nn.ReLU(), StandardisedConv(16, 8, 3, padding=1), head(8)
+        ),
+        IMAGE,
+        {"0.weight", "2.weight"},
     ),
     "attention": (
         lambda: Net(_attention, **_projections(q=32, k=32, v=32), head=nn.Linear(32, 3)),

@@ -219,5 +219,5 @@ def _select(tensor: Tensor, axes: Axes, plan: Cut) -> Tensor:
 _MODULES = frozenset({nn.LayerNorm, nn.RMSNorm, nn.GroupNorm})
 _OPERATORS = frozenset(
     {"layer_norm", "rms_norm", "group_norm", "mean", "sum", "prod", "amax", "amin", "std", "var", "logsumexp"}
-    | {"linalg_vector_norm", "norm"}
+    | {"linalg_vector_norm", "norm", "batch_norm", "instance_norm"}
 )

@@ -12,11 +12,12 @@ from worker.engine.graph.shapes import sizes_of
 
 
 def per_channel(call: Call) -> Axes:
-    """`batch_norm`, `instance_norm`, `prelu`: every operand with one value a channel follows dimension 1."""
+    """`batch_norm`, `instance_norm`, `prelu`: every operand with one value a channel follows dimension 1.
+
+    Weight standardisation calls them on weights: their statistics then run over input channels, over those that stay.
+    """
     name = "input" if "input" in call.arguments else "self"
     axes = call.operand(name)
-    if name == "input":
-        fix_positions(call, axes)
     for follower in ("weight", "bias", "running_mean", "running_var"):
         if (values := call.optional(follower)) is not None and call.sizes(follower) != (1,):
             follow_channel(call, axes, values)

@@ -6,6 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from torch import fx
+
+from worker.engine.graph.labels import Value
+from worker.engine.graph.ops.call import Call
+from worker.engine.graph.ops.sizing import Remaining, Sizing
+
 
 @dataclass(frozen=True)
 class Op:
@@ -17,6 +23,6 @@ class Op:
 
     name: str
     layer: Callable[..., Any] | None = None
-    channels: Callable[..., Any] | None = None
-    rewrite: Callable[..., Any] | None = None
-    cost: Callable[..., Any] | None = None
+    channels: Callable[[Call], Value] | None = None
+    rewrite: Callable[[fx.Node, Remaining], None] | None = None
+    cost: Callable[[fx.Node, Sizing], int] | None = None
