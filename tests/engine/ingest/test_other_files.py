@@ -172,3 +172,14 @@ def test_other_dynamic_sizes_are_taken_as_in_the_example(tmp_path: Path) -> None
     program = read_network(tmp_path / "x.pt2")
     assert program.inputs[0].shape == [None, 3, 32, 32]
     assert [notice.code for notice in program.warnings] == ["size_fixed"]
+
+
+def test_a_network_that_computes_for_hours_is_refused_before_it_runs(tmp_path: Path) -> None:
+    class Slow(Drops):
+        def forward(self, x: Tensor) -> Tensor:
+            y = x @ x.transpose(1, 2)
+            y = y @ y @ y @ y
+            return self.fc((y @ x).mean(1))
+
+    failure = refusal(export_pt2(Slow(), (torch.randn(2, 16384, 4),), tmp_path / "x.pt2"))
+    assert "multiply-accumulates" in failure.message

@@ -183,10 +183,7 @@ def _output_name(path: tuple[str | int, ...], taken: set[str]) -> str:
 def _check_parameters(values: dict[str, Tensor], parameters: frozenset[str], warnings: list[Notice]) -> None:
     if sum(values[name].numel() for name in parameters) == 0:
         raise Failure(Code.NOT_TRAINABLE, "the network has no parameters, so there is nothing to compress")
-    broken = sorted(
-        name for name, value in values.items() if value.is_floating_point() and not bool(torch.isfinite(value).all())
-    )
-    broken = [name for name in broken if name in parameters]
+    broken = sorted(name for name in parameters if not bool(torch.isfinite(values[name]).all()))
     if broken:
         listed = ", ".join(broken[:5]) + (" …" if len(broken) > 5 else "")
         warnings.append(

@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 from models.inspection import TensorInfo
 from worker.engine.ingest.program import Program
@@ -21,6 +22,8 @@ from worker.engine.ingest.rejected import rejected
 
 MAXIMUM_ACTIVATION_BYTES = 16 << 30
 """For all values of one forward pass of two samples."""
+MAXIMUM_MACS = 2e13
+"""Multiply-accumulates of the same pass, in matrix products, convolutions and attention."""
 TRIED_BATCHES = (2, 3)
 
 
@@ -134,8 +137,14 @@ def _shapes(program: Program, batch: int) -> Shapes:
             torch.empty([batch if size is None else size for size in info.shape], dtype=getattr(torch, info.dtype))
             for info in program.inputs
         ]
-        with torch.no_grad():
+        counter = FlopCounterMode(display=False)
+        with torch.no_grad(), counter:
             run.run(*inputs)
+    if counter.get_total_flops() / 2 > MAXIMUM_MACS:
+        raise rejected(
+            f"one forward pass needs more than {MAXIMUM_MACS:.0e} multiply-accumulates; "
+            "export the network for a smaller input"
+        )
     return run.shapes
 
 
