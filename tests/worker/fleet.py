@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import subprocess
@@ -23,11 +24,12 @@ from models.inspections import Upload, UploadTable
 from models.messages import CONTROL_QUEUE, TASK_INSPECT, TASK_RUN_JOB, queue_of
 from models.spec import Spec
 from models.statuses import JobStatus
-from models.tables import Event, Job, Log, Network, Worker
+from models.tables import Dataset, Event, Job, Log, Network, Worker
 from tests.services import Valkey
 
 SCALE = 0.05
-PATIENCE = 20.0
+PATIENCE = 30.0
+SUBJECT = "tests.worker.subject_worker"
 T = TypeVar("T")
 
 
@@ -78,11 +80,11 @@ class Fleet:
         self.database.close()
         until(lambda: not self.engines(), "every engine to be gone")
 
-    def start(self, kind: str, **environment: str) -> subprocess.Popen[bytes]:
-        """A worker process, ready to be nudged."""
+    def start(self, kind: str, *, program: str = SUBJECT, **environment: str) -> subprocess.Popen[bytes]:
+        """A worker process, ready to be nudged; with the engines of `children.py` unless `program` is `worker`."""
         with (self.folder / "workers.log").open("ab") as log:
             worker = subprocess.Popen(
-                [sys.executable, "-m", "tests.worker.subject_worker", kind],
+                [sys.executable, "-m", program, kind],
                 env={**self.environment, **environment},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -109,7 +111,9 @@ class Fleet:
 
     def uploaded(self, table: UploadTable, upload_id: str) -> Upload:
         with self.database.read() as session:
-            return session.scalars(select(table).where(table.id == upload_id)).one()
+            row = session.get_one(table, upload_id)
+        assert isinstance(row, Network | Dataset)
+        return row
 
     def submit(self, do: str, *, timeout_s: int = 120, nudge: bool = True, **metadata: str) -> str:
         spec = Spec.model_validate(
@@ -120,13 +124,16 @@ class Fleet:
                 "metadata": {"do": do, **metadata},
             }
         )
+        return self.submit_spec(spec, nudge=nudge)
+
+    def submit_spec(self, spec: Spec, *, nudge: bool = True) -> str:
         with self.database.transaction() as session:
             job = transitions.submit(
                 session,
                 tenant="t",
                 name=None,
-                network_id=self.network_id,
-                dataset_id=None,
+                network_id=spec.model,
+                dataset_id=spec.data.dataset if spec.data else None,
                 spec=spec,
                 resolved_spec=spec,
                 device="auto",
@@ -189,13 +196,14 @@ class Fleet:
         return found
 
     def engine(self) -> psutil.Process:
-        """The one engine that runs: not its guard, not its children."""
+        """The one engine that runs: below its guard, above its children."""
 
         def only() -> psutil.Process | None:
             for process in self.engines():
-                line = process.cmdline()
-                if any(part.endswith("children.py") for part in line) and "-I" not in line:
-                    return process
+                with contextlib.suppress(psutil.Error):
+                    parent = process.parent()
+                    if parent is not None and "-I" in parent.cmdline() and "-I" not in process.cmdline():
+                        return process
             return None
 
         found = until(only, "an engine to run")

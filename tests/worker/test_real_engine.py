@@ -1,0 +1,77 @@
+"""The real engine under the worker, on a real network: refused, killed, resumed, delivered."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnxruntime
+import pytest
+from sqlalchemy import select
+
+from models.inspection import DatasetInspection, NetworkInspection
+from models.report import Report
+from models.rules import resolve
+from models.spec import Spec
+from models.statuses import JobStatus
+from models.tables import Artifact, Dataset, Network
+from tests.e2e.jobs import write_data, write_network
+from tests.services import Valkey
+from tests.worker.fleet import Fleet, until
+
+PATIENCE = 120.0
+STEPS = [
+    {"step": "prune", "amount": {"macs": 0.4}, "round_to": 2},
+    {"step": "finetune", "epochs": 2},
+    {"step": "quantize", "calibration_samples": 32},
+]
+
+
+def _resolved(fleet: Fleet, spec: Spec, network_id: str, dataset_id: str) -> Spec:
+    network = fleet.uploaded(Network, network_id).inspection
+    dataset = fleet.uploaded(Dataset, dataset_id).inspection
+    return resolve(spec, NetworkInspection.model_validate(network), DatasetInspection.model_validate(dataset))
+
+
+@pytest.mark.slow
+def test_a_job_whose_engine_and_whose_worker_are_killed_is_delivered_all_the_same(
+    tmp_path: Path, sqlite_url: str, valkey: Valkey
+) -> None:
+    with Fleet(tmp_path, sqlite_url, valkey, MODELPRESS_CLOCK_SCALE="0.2") as fleet:
+        fleet.start("control", program="worker")
+        first = fleet.start("device", program="worker")
+        network_id = fleet.upload(Network, write_network("resnet18", tmp_path).read_bytes())
+        dataset_id = fleet.upload(Dataset, write_data("resnet18", tmp_path).read_bytes())
+        pickle_id = fleet.upload(Network, b"\x80\x04}q\x00.")
+        fleet.nudge_inspection()
+        for table, upload_id in ((Network, network_id), (Dataset, dataset_id), (Network, pickle_id)):
+            until(
+                lambda table=table, upload_id=upload_id: fleet.uploaded(table, upload_id).status != "inspecting",  # type: ignore[misc]
+                "the inspection",
+                PATIENCE,
+            )
+        assert fleet.uploaded(Network, network_id).status == "ready", fleet.uploaded(Network, network_id).error
+        assert fleet.uploaded(Dataset, dataset_id).status == "ready", fleet.uploaded(Dataset, dataset_id).error
+        assert fleet.uploaded(Network, pickle_id).status == "rejected"
+
+        spec = Spec.model_validate({"model": network_id, "dataset": dataset_id, "steps": STEPS, "export": ["onnx"]})
+        job_id = fleet.submit_spec(_resolved(fleet, spec, network_id, dataset_id))
+        until(lambda: fleet.job(job_id).phase == "finetuning", "fine-tuning", PATIENCE)
+        fleet.engine().kill()
+        until(lambda: (job := fleet.job(job_id)).attempt == 2 and job.phase == "exporting", "the export", PATIENCE)
+        first.kill()
+        first.wait()
+        until(lambda: not fleet.engines(), "the engine to die with its worker")
+        fleet.start("device", program="worker")
+        until(lambda: JobStatus(fleet.job(job_id).status).is_terminal, "its end", PATIENCE)
+        job = fleet.job(job_id)
+        assert job.status == "succeeded", (job.error, fleet.log(job_id))
+        assert (job.attempt, job.strikes) == (3, 2)
+        report = Report.model_validate(job.report)
+        assert [step.resumed for step in report.steps] == [True, True, True]
+
+        with fleet.database.read() as session:
+            artifacts = {row.name: row for row in session.scalars(select(Artifact).where(Artifact.job_id == job_id))}
+        assert {"model.onnx", "report.json"} <= set(artifacts)
+        assert not any(row.partial for row in artifacts.values())
+        onnxruntime.InferenceSession(fleet.blobs.open(artifacts["model.onnx"].sha256).read())
+        until(lambda: not fleet.runs_on_disk(), "no run folder to be left")
