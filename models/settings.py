@@ -14,7 +14,7 @@ GiB = 1 << 30
 
 
 class Settings(BaseSettings):
-    """Durations are seconds, sizes bytes. `clock_scale` shrinks every clock at once, for tests."""
+    """Durations are seconds, sizes bytes. `clock_scale` shrinks heartbeat, lease, sweep and grace, for tests."""
 
     model_config = SettingsConfigDict(env_prefix="MODELPRESS_", frozen=True, extra="ignore")
 

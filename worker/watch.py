@@ -76,7 +76,7 @@ class Watch:
         self._must_stop, self._may_read = must_stop, may_read
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._last: FinishedEvent | FailedEvent | InspectedEvent | None = None
-        self._heard = time.monotonic()
+        self._silence, self._ticked = 0.0, time.monotonic()
 
     def run(self) -> Watched:
         """Returns when the engine, and everything it started, is gone."""
@@ -104,7 +104,7 @@ class Watch:
                 self._hear(*self._read(TICK_SECONDS))
             else:
                 time.sleep(TICK_SECONDS)
-                self._heard = time.monotonic()
+                self._silence = 0.0
         # All writers are gone, so the pipes end; unless the guard was killed and something escaped it.
         give_up = time.monotonic() + self._patience.grace
         while self._child.has_more() and time.monotonic() < give_up:
@@ -112,15 +112,18 @@ class Watch:
 
     def _check(self, deadline: float) -> None:
         now = time.monotonic()
+        # A machine that was frozen for an hour did not listen for an hour.
+        self._silence += min(now - self._ticked, 1.0)
+        self._ticked = now
         stop = self._must_stop()
         if stop is not None and self._last is None:
             raise _Ended(stop=stop)
         if self._last is not None:
-            if now - self._heard > self._patience.grace:
+            if self._silence > self._patience.grace:
                 raise _Ended  # it said its last word and will not go
         elif now > deadline:
             raise _Ended(Failure(Code.TIMEOUT, f"it did not end within {self._patience.run:g} seconds"))
-        elif now - self._heard > self._patience.silence:
+        elif self._silence > self._patience.silence:
             raise _Ended(Failure(Code.STALLED, f"the engine said nothing for {self._patience.silence:g} seconds"))
 
     def _ask_to_stop(self) -> None:
@@ -147,7 +150,7 @@ class Watch:
             except ValidationError as error:
                 problem = "; ".join(item["msg"] for item in error.errors(include_input=False)[:3])
                 raise _Ended(Failure(Code.ENGINE_CRASHED, f"the engine said what is no event: {problem}")) from None
-            self._heard = time.monotonic()
+            self._silence = 0.0
             if isinstance(event, LAST_WORDS):
                 self._last = event
             else:
