@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from models.errors import Code, Failure
 from models.events import WarningEvent
 from models.spec import Amount, PruneStep
+from tests.engine.graph.test_traps import CASES
 from tests.engine.subjects import lifted, run_in, subject_of
-from tests.networks import NETWORKS
+from tests.networks import NETWORKS, randomised
 from worker.engine.graph.cost import macs, parameters
 from worker.engine.prune.step import replay, run
 from worker.engine.subject import Subject
@@ -81,6 +82,14 @@ def test_what_stays_is_a_multiple_of_round_to(name: str, tmp_path: Path) -> None
             assert layer.weight.shape[0] % 8 == 0, path
         if isinstance(layer, nn.LSTM):
             assert layer.hidden_size % 8 == 0
+
+
+def test_heads_are_counted_in_channels_whatever_tables_hang_on_them(tmp_path: Path) -> None:
+    """A head of 8 channels may go alone under `round_to` 8, although a bias table has one column a head."""
+    make, x, _ = CASES["relative_position_table"]
+    subject = lifted(randomised(make()), (x,), tmp_path)
+    details = prune(subject, tmp_path, amount={"channels": 0.25}, round_to=8)
+    assert [(group["units_before"], group["units_after"]) for group in details["groups"]] == [(4, 3)]
 
 
 def test_every_group_keeps_at_least_one_step(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ class Group:
     """Units that touch the same parameter dimensions.
 
     `units` are component ids; `layers` are those whose outputs shrink, first to last; `widths` says how many output
-    channels of these layers one unit is (a head is many).
+    channels of those that multiply one unit is (a head is many).
     """
 
     id: str
@@ -186,7 +186,8 @@ def tensor_named(graph: nn.Module, name: str) -> Tensor:
 
 
 _Outputs = dict[str, tuple[set[int], dict[int, set[int]]]]
-"""For each layer: the units of its outputs, and for each unit how many channels of an output dimension it is."""
+"""For each layer: the units of its outputs, and for each unit how many channels of an output dimension it is. Only
+layers that multiply have the latter: a table with one entry a head should not decide how many heads may stay."""
 
 
 def _layer_outputs(
@@ -199,13 +200,14 @@ def _layer_outputs(
     outputs: _Outputs = {}
     for node in filter(lambda node: _is_layer(graph, node), graph.graph.nodes):
         name = str(node.target)
+        rules = rules_for(graph.get_submodule(name)) if node.op == "call_module" else None
         units, widths = outputs.setdefault(name, (set(), {}))
         for axis in axes_of(values[node]):
             found, counts = np.unique(components.of[axis], return_counts=True)
             for unit, count in zip(found.tolist(), counts.tolist(), strict=True):
                 if unit in own.get(name, ()):
                     units.add(unit)
-                    if node.op == "call_module":
+                    if rules is not None and rules.cost is not None:
                         widths.setdefault(unit, set()).add(count)
     return outputs
 
@@ -235,7 +237,8 @@ def _groups(
     for signature, units in gathered.items():
         layers = tuple(name for name, (own, _) in outputs.items() if units[0] in own)
         widths = {width for name in layers for width in outputs[name][1].get(units[0], ())}
-        first = next((name for name in layers if outputs[name][1]), layers[0] if layers else signature[0].parameter)
+        modules = [name for name in layers if name not in parameters]
+        first = [*modules, *layers, signature[0].parameter][0]
         seen[first] = seen.get(first, 0) + 1
         name = first if seen[first] == 1 else f"{first}:{seen[first]}"
         groups.append(Group(name, tuple(sorted(units)), signature, layers, tuple(sorted(widths or {1}))))
