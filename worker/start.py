@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import platform
+import signal
 import sys
 import threading
 import time
@@ -12,8 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import celery.beat
+import celery.worker.state
 from celery import Celery
-from celery.signals import worker_shutting_down
+from celery.signals import worker_ready, worker_shutting_down
 
 from models.settings import Settings, settings
 from worker.app import Kind, celery_app, queue_for, slots_for
@@ -44,16 +46,22 @@ def _serve(service: WorkerService, kind: Kind) -> int:
     app = celery_app(service.settings)
     define_tasks(app, service, kind)
 
-    def drain(**_: object) -> None:
+    def drain(*_: object, **__: object) -> None:
         service.draining.set()
+        celery.worker.state.should_stop = 0  # Celery takes no more and waits for its tasks, which end by the drain
 
-    # Celery's own handler for SIGTERM says this first; then it waits for the tasks, which end because of it.
+    def take_signals(**_: object) -> None:
+        # Celery's own for the last three would cancel tasks, which threads cannot, or start the worker again.
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+            signal.signal(number, drain)
+
     worker_shutting_down.connect(drain, weak=False)
+    worker_ready.connect(take_signals, weak=False)
     if kind == "control":
         threading.Thread(target=_beat, args=(app,), name="beat", daemon=True).start()
     options = ["--pool=threads", f"--concurrency={slots_for(kind)}", f"--queues={queue_for(service.settings, kind)}"]
     quiet = ["--without-gossip", "--without-mingle", "--without-heartbeat", "--loglevel=INFO"]
-    code: int | None = app.worker_main(["worker", f"--hostname={service.id}@%h", *options, *quiet])
+    code: int | None = app.worker_main(["--quiet", "worker", f"--hostname={service.id}@%h", *options, *quiet])
     return code or 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import os
 import subprocess
 import sys
@@ -65,6 +66,7 @@ class Fleet:
         self.celery.conf.update(celery_settings(valkey.url))
         self.workers: list[subprocess.Popen[bytes]] = []
         self.network_id = ""
+        self._seeds = itertools.count(1)
 
     def __enter__(self) -> Fleet:
         self.network_id = self.upload(Network, b"good network")
@@ -115,12 +117,16 @@ class Fleet:
         assert isinstance(row, Network | Dataset)
         return row
 
-    def submit(self, do: str, *, timeout_s: int = 120, nudge: bool = True, **metadata: str) -> str:
+    def submit(
+        self, do: str, *, timeout_s: int = 120, nudge: bool = True, seed: int | None = None, **metadata: str
+    ) -> str:
+        """A job for `children.py`, with a seed of its own, so that it resumes from no other job's checkpoint."""
         spec = Spec.model_validate(
             {
                 "model": self.network_id,
                 "steps": [{"step": "prune", "amount": {"channels": 0.5}}],
                 "limits": {"timeout_s": timeout_s},
+                "seed": next(self._seeds) if seed is None else seed,
                 "metadata": {"do": do, **metadata},
             }
         )

@@ -85,9 +85,9 @@ def test_a_worker_that_slept_through_its_lease_writes_nothing_when_it_wakes(flee
 def test_a_flushed_broker_delays_queued_jobs_and_loses_none(fleet: Fleet) -> None:
     fleet.start("control")
     fleet.start("device")
-    jobs = [fleet.submit("finish", name=str(number)) for number in range(8)]
+    jobs = [fleet.submit("finish") for number in range(8)]
     fleet.valkey.flush()
-    more = [fleet.submit("finish", name=str(number)) for number in range(8, 10)]
+    more = [fleet.submit("finish") for number in range(8, 10)]
     for job_id in [*jobs, *more]:
         assert fleet.wait(job_id).status == "succeeded"
         assert fleet.statuses(job_id) == ["queued", "running", "succeeded"]
@@ -98,7 +98,7 @@ def test_a_broker_that_restarts_empty_delays_jobs_and_loses_none(fleet: Fleet) -
     fleet.start("device")
     fleet.wait(fleet.submit("finish"))
     fleet.valkey.stop(signal.SIGKILL)
-    jobs = [fleet.submit("finish", nudge=False, name=str(number)) for number in range(3)]
+    jobs = [fleet.submit("finish", nudge=False) for number in range(3)]
     time.sleep(0.5)
     fleet.valkey.start()
     for job_id in jobs:
@@ -108,7 +108,7 @@ def test_a_broker_that_restarts_empty_delays_jobs_and_loses_none(fleet: Fleet) -
 def test_jobs_nobody_was_nudged_for_are_found_by_the_sweep(fleet: Fleet) -> None:
     fleet.start("control")
     fleet.start("device")
-    jobs = [fleet.submit("finish", nudge=False, name=str(number)) for number in range(3)]
+    jobs = [fleet.submit("finish", nudge=False) for number in range(3)]
     for job_id in jobs:
         assert fleet.wait(job_id).status == "succeeded"
 
@@ -118,7 +118,7 @@ def test_the_sweep_sends_no_more_nudges_than_there_are_free_slots(fleet: Fleet, 
     fleet.start("device")
     running = fleet.submit("finish", gate=str(tmp_path / "gate"))
     fleet.wait(running, JobStatus.RUNNING)
-    waiting = [fleet.submit("finish", nudge=False, name=str(number)) for number in range(3)]
+    waiting = [fleet.submit("finish", nudge=False) for number in range(3)]
     time.sleep(1.5)  # several sweeps
     assert fleet.valkey.client().llen(queue_of("cpu")) == 0
     (tmp_path / "gate").touch()
@@ -126,20 +126,23 @@ def test_the_sweep_sends_no_more_nudges_than_there_are_free_slots(fleet: Fleet, 
         assert fleet.wait(job_id).status == "succeeded"
 
 
-def _stop(worker: subprocess.Popen[bytes]) -> float:
-    began = time.monotonic()
-    worker.send_signal(signal.SIGTERM)
+def _stop(worker: subprocess.Popen[bytes], number: signal.Signals = signal.SIGTERM) -> None:
+    worker.send_signal(number)
     worker.wait(timeout=30)
-    return time.monotonic() - began
 
 
-@pytest.mark.parametrize("do", ["finish", "defy"])
-def test_a_stopping_worker_gives_its_job_back_without_a_strike(fleet: Fleet, tmp_path: Path, do: str) -> None:
+@pytest.mark.parametrize(
+    ("number", "do"),
+    [(signal.SIGTERM, "finish"), (signal.SIGTERM, "defy"), (signal.SIGINT, "spin"), (signal.SIGHUP, "spin")],
+)
+def test_a_stopping_worker_gives_its_job_back_without_a_strike(
+    fleet: Fleet, tmp_path: Path, number: signal.Signals, do: str
+) -> None:
     worker = fleet.start("device")
     job_id = fleet.submit(do, gate=str(tmp_path / "gate"))
     fleet.wait(job_id, JobStatus.RUNNING)
     fleet.engine()
-    _stop(worker)
+    _stop(worker, number)
     assert worker.returncode == 0
     job = fleet.job(job_id)
     assert (job.status, job.attempt, job.strikes, job.lease_expires_at) == ("queued", 1, 0, None)
