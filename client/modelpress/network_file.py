@@ -75,7 +75,8 @@ def load(folder: str | Path) -> nn.Module:
 
     `folder` is one filled by `job.download` or `modelpress fetch`, or a `.pt2` file in it. The file is checked against
     the SHA-256 listed there and read with `torch.export.load`, which can run code: load only what came from a service
-    you trust, as you would import a package. `train()` and `eval()` work; parameters keep their original names.
+    you trust, as you would import a package. `train()` and `eval()` work; parameters keep their original names. The
+    integer weights of a quantized network run but do not learn.
 
     Raises DownloadError when there is no such file or it is not the one listed.
     """

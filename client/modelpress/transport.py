@@ -34,7 +34,11 @@ class Transport:
         headers = {"User-Agent": "modelpress-python", "Accept": "application/json"}
         if key:
             headers["Authorization"] = f"Bearer {key}"
-        self._http = httpx.Client(base_url=self.url, headers=headers, timeout=_timeouts(read=90.0))
+        # A proxy of the environment cannot reach this machine's own loopback.
+        beside = httpx.URL(self.url).host in ("localhost", "127.0.0.1", "::1")
+        self._http = httpx.Client(
+            base_url=self.url, headers=headers, timeout=_timeouts(read=90.0), trust_env=not beside
+        )
 
     def close(self) -> None:
         self._http.close()

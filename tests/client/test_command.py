@@ -114,3 +114,9 @@ def test_a_key_is_asked_for_and_taken_from_the_environment(locked: tuple[Api, st
         assert refused.returncode == 2
         assert "Authorization: Bearer" in refused.stderr
         assert _run(closed.base_url, "jobs", MODELPRESS_KEY=secret).returncode == 0
+
+
+def test_a_proxy_in_the_environment_does_not_hide_a_service_on_this_machine(api: Api, running_job: str) -> None:
+    done = _run(api.base_url, "jobs", http_proxy="http://127.0.0.1:9", HTTP_PROXY="http://127.0.0.1:9")
+    assert done.returncode == 0, done.stderr
+    assert running_job in done.stdout
