@@ -1,7 +1,8 @@
 """`python -m deploy.embedded`: the whole service on this machine, under one supervisor, from one folder.
 
 Broker, control worker with beat, device worker and api are processes of their own, the same as in a deployment.
-Whatever `MODELPRESS_*` says holds for them; the data folder is the default place for everything.
+Whatever `MODELPRESS_*` says holds for them, but for the broker, which is always its own; the data folder is the default
+place for everything.
 """
 
 from __future__ import annotations

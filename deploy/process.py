@@ -38,10 +38,6 @@ class Process:
         self._failures = 0
         self._start_at: float | None = None
 
-    @property
-    def pid(self) -> int | None:
-        return self._process.pid if self._process is not None else None
-
     def start(self) -> None:
         _rotate(self.log)
         self._started, self._start_at = time.monotonic(), None

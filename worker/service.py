@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from models import workers
 from models.blobs import FolderBlobs
 from models.database import Database, now
-from models.errors import Code, Failure
+from models.errors import Failure
 from models.ids import new_id
 from models.settings import Settings
 from models.tables import Worker
@@ -89,9 +90,9 @@ class WorkerService:
                     if not workers.beat(session, self.id, now(session)):
                         workers.register(session, self._row(session))
             except Failure as failure:
-                if failure.code is not Code.UNAVAILABLE:
-                    raise
                 _logger.warning("heartbeat: %s Trying again.", failure.message)
+            except SQLAlchemyError:
+                _logger.exception("heartbeat: the database refuses it; trying again")
 
     def _row(self, session: Session) -> Worker:
         moment = now(session)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,10 +14,13 @@ import pytest
 from sqlalchemy import select
 
 from models.database import migrate
+from models.errors import Code
 from models.statuses import JobStatus
 from models.tables import Artifact, Checkpoint
 from tests.services import Valkey
 from tests.worker.fleet import Fleet, until
+from worker.child import Ending
+from worker.watch import crash
 
 STATE = b"the state after a step"
 STATE_SHA256 = hashlib.sha256(STATE).hexdigest()
@@ -204,3 +208,30 @@ def test_a_cancelled_engine_that_ignores_term_dies_with_children_that_left_its_s
     assert job.status == "cancelled"
     assert not device.engines()
     assert device.statuses(job_id) == ["queued", "running", "cancelling", "cancelled"]
+
+
+def test_a_cancel_that_races_the_end_leaves_one_terminal_status(device: Fleet, tmp_path: Path) -> None:
+    ends = []
+    for number in range(8):
+        gate = tmp_path / f"gate-{number}"
+        job_id = device.submit("finish", gate=str(gate))
+        until(lambda job_id=job_id: len(device.events(job_id)) > 3, "its first events")  # type: ignore[misc]
+        gate.touch()
+        time.sleep(number * 0.03)
+        answered = device.cancel(job_id)
+        job = device.wait(job_id)
+        ends.append(job.status)
+        assert job.status == ("succeeded" if answered is JobStatus.SUCCEEDED else "cancelled")
+        assert sum(JobStatus(status).is_terminal for status in device.statuses(job_id)) == 1
+        assert (job.report is not None) == (job.status == "succeeded")
+    assert "cancelled" in ends
+
+
+def test_a_kill_for_want_of_memory_has_a_name_of_its_own() -> None:
+    ending = Ending(code=-signal.SIGKILL, peak_memory_bytes=3 << 30)
+    failure = crash(ending, out_of_memory=True)
+    assert (failure.code, failure.retryable) == (Code.OUT_OF_MEMORY, True)
+    assert "3072 MiB" in failure.message
+    assert crash(ending, out_of_memory=False).code is Code.ENGINE_CRASHED
+    assert crash(Ending(-signal.SIGSEGV, 0), out_of_memory=True).code is Code.ENGINE_CRASHED
+    assert crash(Ending(-signal.SIGXCPU, 0), out_of_memory=False).code is Code.TIMEOUT
