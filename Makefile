@@ -26,7 +26,7 @@ $(VENV)/.dev: pyproject.toml requirements.lock | $(BIN)/python
 	@touch $@ $(VENV)/.demo
 
 demo: $(VENV)/.demo ## train, upload, compress, download and check a real network, end to end
-	$(BIN)/python -m deploy.demo
+	$(BIN)/python -m deploy.demo --keep var/demo
 
 serve: $(VENV)/.demo ## start the whole service on this machine and keep it up
 	$(BIN)/python -m deploy.embedded

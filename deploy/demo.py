@@ -7,6 +7,7 @@ samples that nothing was trained or chosen on. Exit status 0 only if every numbe
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 import tempfile
@@ -40,13 +41,15 @@ _console = Console(highlight=False, soft_wrap=True)
 Report = dict[str, Any]
 
 
-def main() -> int:
+def main(keep: Path | None = None) -> int:
+    """The network, the data and the result stay in `keep`; without it nothing stays."""
     began = time.monotonic()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     with tempfile.TemporaryDirectory(prefix="modelpress-demo-") as scratch:
-        folder = Path(scratch)
+        folder = keep or Path(scratch)
+        folder.mkdir(parents=True, exist_ok=True)
         _say("Starting the service: broker, control worker, device worker, API")
-        with temporary_service(folder / "service") as url:
+        with temporary_service(Path(scratch) / "service") as url:
             _console.print(f"it listens on {url}")
             data, network = _trained()
             with Client(url) as client:
@@ -55,6 +58,8 @@ def main() -> int:
                     return 1
                 problems = _proved(job, data, network, folder / "result")
         _say(f"Stopped cleanly after {time.monotonic() - began:.0f} s")
+    if keep is not None:
+        _console.print(f"the network, the data and the result are in {keep}")
     for problem in problems:
         _console.print(f"[red]not as claimed:[/red] {escape(problem)}")
     return 1 if problems else 0
@@ -188,8 +193,10 @@ def _broken_claims(report: Report, here: dict[str, float], folder: Path) -> list
 
 def run() -> int:
     """`main`, with the ends that are not a defect said in a line."""
+    parser = argparse.ArgumentParser(prog="python -m deploy.demo")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="leave the network, the data and the result there")
     try:
-        return main()
+        return main(parser.parse_args().keep)
     except KeyboardInterrupt:
         _console.print("\nStopped.")
         return 130
