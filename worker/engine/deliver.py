@@ -24,6 +24,7 @@ from worker.engine.graph.cost import parameters
 from worker.engine.measure.files import FileFigures, measure_pair, score_pair
 from worker.engine.measure.layers import layer_reports
 from worker.engine.measure.metrics import drop, forward_of, output_index
+from worker.engine.measure.runtime import FreshProcess
 from worker.engine.measure.verify import verify
 from worker.engine.run import Run
 from worker.engine.subject import Subject
@@ -80,8 +81,12 @@ def deliver(subject: Subject, run: Run, request: CompressRequest, before: Measur
     pairs: list[FilePair] = []
     with run.timed("measure"):
         for index, form in enumerate(formats):
-            pairs.append(_measure(subject, run, request.threads, form))
-            run.progress((index + 1) / len(formats))
+
+            def on_progress(done: float, index: int = index) -> None:
+                run.progress((index + done) / len(formats))
+
+            pairs.append(_measure(subject, run, request.threads, form, on_progress))
+            on_progress(1.0)
     _warn_of_what_did_not_improve(run, pairs)
 
     report = Report(
@@ -121,15 +126,27 @@ def _verify(subject: Subject, run: Run, path: Path) -> Verification:
     return verify(path, inputs, expected, run.folder, integer=subject.quantization is not None)
 
 
-def _measure(subject: Subject, run: Run, threads: int, form: ExportFormat) -> FilePair:
+def _measure(
+    subject: Subject, run: Run, threads: int, form: ExportFormat, on_progress: Callable[[float], None]
+) -> FilePair:
     original, compressed = run.folder / "originals" / f"original.{form}", run.folder / "artifacts" / f"model.{form}"
-    figures = measure_pair(original, compressed, _samples(subject, run, 1), run.folder, threads)
     scores: tuple[dict[str, MetricValue], dict[str, MetricValue]] = ({}, {})
     agreement: MetricValue | None = None
-    if run.data is not None:
-        output = output_index(subject.outputs, run.spec.data.output if run.spec.data else None)
-        *both, agreement = score_pair(original, compressed, run.data.test, run.data.task, output, run.folder, threads)
-        scores = (both[0], both[1])
+    with FreshProcess(run.folder, threads) as process:
+        figures = measure_pair(process, original, compressed, _samples(subject, run, 1), run.folder, threads)
+        on_progress(0.5)
+        if run.data is not None:
+            output = output_index(subject.outputs, run.spec.data.output if run.spec.data else None)
+            *both, agreement = score_pair(
+                process,
+                original,
+                compressed,
+                run.data.test,
+                run.data.task,
+                output,
+                lambda done: on_progress(0.5 + done / 2),
+            )
+            scores = (both[0], both[1])
     whole = None if agreement is None else agreement.model_copy(update={"value": 1.0})
     return FilePair(
         format=form,

@@ -21,7 +21,6 @@ from worker.engine.measure.layers import layer_reports
 from worker.engine.measure.runtime import (
     FreshProcess,
     artifact_outputs,
-    measure_latency,
     peak_memory_bytes,
     run_artifact,
 )
@@ -133,7 +132,8 @@ def test_outputs_come_batch_by_batch_from_one_process(files: Files, tmp_path: Pa
 
 
 def test_latency_is_measured_on_all_files_in_turns(files: Files, tmp_path: Path) -> None:
-    before, after = measure_latency([files.float_onnx, files.integer_onnx], inputs_of(files, 1), tmp_path, threads=1)
+    with FreshProcess(tmp_path) as process:
+        before, after = process.latency([files.float_onnx, files.integer_onnx], inputs_of(files, 1))
     for latency in (before, after):
         assert 0 < latency.p50 <= latency.p95
         assert latency.runtime.startswith("onnxruntime ")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from models.spec import Task
 from worker.engine.data.dataset import Split
 from worker.engine.measure.meters import AgreementMeter, meter_for
 from worker.engine.measure.metrics import BATCH_SIZE, metric_value
-from worker.engine.measure.runtime import FreshProcess, measure_latency, peak_memory_bytes
+from worker.engine.measure.runtime import FreshProcess, peak_memory_bytes
 from worker.engine.measure.size import file_size_bytes, gzip_size_bytes
 
 
@@ -29,10 +29,10 @@ class FileFigures:
 
 
 def measure_pair(
-    original: Path, compressed: Path, one_sample: tuple[Tensor, ...], folder: Path, threads: int
+    process: FreshProcess, original: Path, compressed: Path, one_sample: tuple[Tensor, ...], folder: Path, threads: int
 ) -> tuple[FileFigures, FileFigures]:
-    """Sizes, latency for one sample (interleaved in one process) and peak memory of both files."""
-    latencies = measure_latency([original, compressed], one_sample, folder, threads)
+    """Sizes, latency for one sample (interleaved in `process`) and peak memory (a process for each) of both files."""
+    latencies = process.latency([original, compressed], one_sample)
     before, after = (
         FileFigures(
             name=path.name,
@@ -47,26 +47,29 @@ def measure_pair(
 
 
 def score_pair(
-    original: Path, compressed: Path, split: Split, task: Task, output: int, folder: Path, threads: int
+    process: FreshProcess,
+    original: Path,
+    compressed: Path,
+    split: Split,
+    task: Task,
+    output: int,
+    on_progress: Callable[[float], None],
 ) -> tuple[dict[str, MetricValue], dict[str, MetricValue], MetricValue]:
-    """Metrics of both files and their agreement, on every sample of `split`, each in a fresh process of its own."""
-    labelled = split.label_reader is not None
-    meters = [meter_for(task), meter_for(task)] if labelled else []
+    """Metrics of both files and their agreement, on every sample of `split`, run by the stock runtime."""
+    meters = [meter_for(task), meter_for(task)] if split.label_reader is not None else []
     agreement = AgreementMeter(task)
-    with ExitStack() as stack:
-        runtimes = [stack.enter_context(FreshProcess(folder, threads)) for _ in range(2)]
-        for batch in split.batches(BATCH_SIZE):
-            answers = [
-                runtime.run(path, batch.inputs)[0][output]
-                for runtime, path in zip(runtimes, (original, compressed), strict=True)
-            ]
-            agreement.add(answers[0], answers[1])
-            if batch.labels is not None:
-                for meter, answer in zip(meters, answers, strict=True):
-                    meter.add(answer, batch.labels)
+    done = 0
+    for batch in split.batches(BATCH_SIZE):
+        answers = [process.run(path, batch.inputs)[0][output] for path in (original, compressed)]
+        agreement.add(answers[0], answers[1])
+        if batch.labels is not None:
+            for meter, answer in zip(meters, answers, strict=True):
+                meter.add(answer, batch.labels)
+        done += len(batch)
+        on_progress(done / len(split))
     scores: list[dict[str, MetricValue]] = [
         {name: metric_value(name, value, meter.count, split) for name, value in meter.values().items()}
         for meter in meters
     ]
-    before, after = scores if labelled else ({}, {})
+    before, after = scores or ({}, {})
     return before, after, metric_value("agreement", agreement.value(), len(split), split)

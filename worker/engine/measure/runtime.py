@@ -61,8 +61,8 @@ class FreshProcess:
         tensors = load_file(outputs)
         return tuple(tensors[str(index)] for index in range(len(tensors))), runtime
 
-    def latency(self, paths: Sequence[Path], inputs: Sequence[Tensor]) -> list[tuple[str, list[float]]]:
-        """For each file the runtime and the milliseconds of each call; the files take turns in one process."""
+    def latency(self, paths: Sequence[Path], inputs: Sequence[Tensor]) -> list[Latency]:
+        """Latency of each file for one batch; the files take turns, so that load on the machine hits all alike."""
         rows = self._ask(
             "latency",
             paths=[str(path) for path in paths],
@@ -70,7 +70,7 @@ class FreshProcess:
             samples=_SAMPLES,
             seconds=_SECONDS,
         )
-        return [(row["runtime"], row["milliseconds"]) for row in rows]
+        return [self._latency(row["runtime"], row["milliseconds"], len(inputs[0])) for row in rows]
 
     def peak_memory_bytes(self, path: Path, inputs: Sequence[Tensor]) -> int:
         """By how much opening and running the file raised the process' peak; ask a process that did nothing else."""
@@ -80,6 +80,18 @@ class FreshProcess:
         """`operators` and `float_on_integers` of the graph that ONNX Runtime runs."""
         result: dict[str, Any] = self._ask("census", path=str(path), optimized=str(self._path("optimized.onnx")))
         return result
+
+    def _latency(self, runtime: str, milliseconds: list[float], batch: int) -> Latency:
+        return Latency(
+            p50=round(_percentile(milliseconds, 0.5), 4),
+            p95=round(_percentile(milliseconds, 0.95), 4),
+            samples=len(milliseconds),
+            runtime=runtime,
+            device="cpu",
+            batch=batch,
+            threads=self._threads,
+            isa=instruction_set(),
+        )
 
     def _path(self, name: str) -> Path:
         return Path(self._scratch.name) / name
@@ -122,25 +134,6 @@ def artifact_outputs(
         for inputs in batches:
             outputs, _ = process.run(path, inputs)
             yield outputs
-
-
-def measure_latency(paths: Sequence[Path], inputs: Sequence[Tensor], folder: Path, threads: int = 1) -> list[Latency]:
-    """Latency of each file for one batch, taking turns in one process, so that load on the machine hits all alike."""
-    with FreshProcess(folder, threads) as process:
-        rows = process.latency(paths, inputs)
-    return [
-        Latency(
-            p50=round(_percentile(milliseconds, 0.5), 4),
-            p95=round(_percentile(milliseconds, 0.95), 4),
-            samples=len(milliseconds),
-            runtime=runtime,
-            device="cpu",
-            batch=len(inputs[0]),
-            threads=threads,
-            isa=instruction_set(),
-        )
-        for runtime, milliseconds in rows
-    ]
 
 
 def peak_memory_bytes(path: Path, inputs: Sequence[Tensor], folder: Path, threads: int = 1) -> int:
