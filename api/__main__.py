@@ -1,4 +1,4 @@
-"""`python -m api` serves; `python -m api create-key` makes a key and prints it once."""
+"""`python -m api` serves. With `migrate` it only updates the database; with `create-key` it makes and prints a key."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ def make_key(chosen: Settings, tenant: str, name: str, read_only: bool) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m api", description=__doc__)
     commands = parser.add_subparsers(dest="command")
+    commands.add_parser("migrate", help="bring the database up to date, and end")
     key = commands.add_parser("create-key", help="make a key and print it; only its hash is stored")
     key.add_argument("--tenant", default=None)
     key.add_argument("--name", default="key")
@@ -47,7 +48,7 @@ def main() -> None:
     migrate(chosen.database_url)
     if arguments.command == "create-key":
         make_key(chosen, arguments.tenant or chosen.tenant, arguments.name, arguments.read_only)
-    else:
+    elif arguments.command is None:
         serve(chosen)
 
 

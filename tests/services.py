@@ -81,7 +81,7 @@ class Service:
             try:
                 ready()
                 return
-            except (psycopg.OperationalError, redis.ConnectionError):
+            except (psycopg.OperationalError, redis.ConnectionError, ConnectionError):
                 if self._process.poll() is not None or time.monotonic() > deadline:
                     raise RuntimeError((self.folder / "log").read_text()) from None
                 time.sleep(0.01)
@@ -97,8 +97,8 @@ class Postgres(Service):
         self._do("initdb", "-D", "data", "-U", "postgres", "-A", "trust", "--no-locale", "-E", "UTF8", "--no-sync")
         self.start()
 
-    def start(self) -> None:
-        options = {
+    def options(self) -> dict[str, str]:
+        return {
             "listen_addresses": "",
             "unix_socket_directories": str(self.folder),
             "max_connections": "200",
@@ -106,8 +106,10 @@ class Postgres(Service):
             "synchronous_commit": "off",
             "full_page_writes": "off",
         }
+
+    def start(self) -> None:
         arguments = [str(self._binaries / "postgres"), "-D", str(self.folder / "data")]
-        for name, value in options.items():
+        for name, value in self.options().items():
             arguments += ["-c", f"{name}={value}"]
         self.run(arguments, signal.SIGQUIT, self._answer)
 
