@@ -17,11 +17,11 @@ from api.in_flight import InFlight
 from api.nudge import Nudger
 from api.readiness import ReadinessCheck
 from api.routes import artifacts, datasets, events, jobs, meta, models
-from api.verified import VerifiedFiles
+from api.verified import VerifiedBlobs
 from api.watch import Watch
-from models.blobs import FolderBlobs
 from models.database import Database
 from models.settings import Settings
+from models.storage import open_blobs
 
 ROUTERS = (models.router, datasets.router, jobs.router, events.router, artifacts.router, meta.router)
 
@@ -41,7 +41,7 @@ def create_app(settings: Settings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         database = Database(settings.database_url)
         await run_in_threadpool(prepare_access, settings, database)
-        blobs = FolderBlobs(settings.blobs)
+        blobs = open_blobs(settings)
         nudger = Nudger(settings.broker_url)
         watch = Watch(database)
         app.state.service = Service(
@@ -51,7 +51,7 @@ def create_app(settings: Settings) -> FastAPI:
             nudger=nudger,
             watch=watch,
             in_flight=InFlight(),
-            verified=VerifiedFiles(),
+            verified=VerifiedBlobs(),
             readiness=ReadinessCheck(database, blobs, settings.broker_url),
         )
         watch.start()

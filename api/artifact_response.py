@@ -3,53 +3,114 @@
 from __future__ import annotations
 
 import base64
-import os
+import re
+from collections.abc import Iterator
+from typing import BinaryIO
+from urllib.parse import quote
 
-from starlette.responses import FileResponse, MalformedRangeHeader, RangeNotSatisfiable, Response
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from api.errors import HeaderedFailure
+from models.blobs import StoredBlob
 from models.errors import Code
 
 CHUNK_BYTES = 1 << 20
+_RANGE = re.compile(r"bytes=[ \t]*(\d{0,19})-(\d{0,19})[ \t]*", re.IGNORECASE)
 
 
-class ArtifactResponse(FileResponse):
-    """`Range` with several ranges, or one that makes no sense, gets the whole file (RFC 9110, 14.2)."""
+class ArtifactResponse(StreamingResponse):
+    """A stored file, or the range of it that was asked for; several ranges, or one that makes no sense, get the whole
+    file (RFC 9110, 14.2). It reads `file`, from whatever store that comes, and closes it.
 
-    chunk_size = CHUNK_BYTES
-    max_ranges = 1
+    Raises `Failure` with `range_not_satisfiable` for a range behind the end; `file` is closed then, too.
+    """
 
-    def __init__(self, path: os.PathLike[str], *, name: str, content_type: str, sha256: str) -> None:
-        digest = base64.b64encode(bytes.fromhex(sha256)).decode()
+    def __init__(
+        self,
+        file: BinaryIO,
+        stored: StoredBlob,
+        *,
+        name: str,
+        content_type: str,
+        range_: str | None = None,
+        if_range: str | None = None,
+    ) -> None:
+        self._file = file
+        headers = _headers(name, stored.sha256)
+        try:
+            wanted = _range(range_, stored.size_bytes) if if_range in (None, headers["ETag"]) else None
+        except BaseException:
+            file.close()
+            raise
+        start, end = wanted or (0, stored.size_bytes)
+        headers["Content-Length"] = str(end - start)
+        if wanted is not None:
+            headers["Content-Range"] = f"bytes {start}-{end - 1}/{stored.size_bytes}"
         super().__init__(
-            path,
-            media_type=content_type,
-            filename=name,
-            headers={
-                "ETag": f'"{sha256}"',
-                "Repr-Digest": f"sha-256=:{digest}:",
-                "Cache-Control": "private, no-cache",
-            },
+            _pieces(file, start, end), status_code=206 if wanted else 200, headers=headers, media_type=content_type
         )
 
-    def matches(self, if_none_match: str) -> bool:
-        """Whether an If-None-Match header names this content."""
-        tags = {tag.strip().removeprefix("W/") for tag in if_none_match.split(",")}
-        return "*" in tags or self.headers["etag"] in tags
-
-    def not_modified(self) -> Response:
-        kept = {name: self.headers[name] for name in ("etag", "cache-control", "repr-digest")}
-        return Response(status_code=304, headers=kept)
-
-    @classmethod
-    def _parse_range_header(cls, http_range: str, file_size: int) -> list[tuple[int, int]]:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            return super()._parse_range_header(http_range, file_size)
-        except MalformedRangeHeader:
-            return []
-        except RangeNotSatisfiable:
-            raise HeaderedFailure(
-                Code.RANGE_NOT_SATISFIABLE,
-                f"The file has {file_size} bytes.",
-                headers={"Content-Range": f"bytes */{file_size}"},
-            ) from None
+            if scope["method"] == "HEAD":
+                await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+                await send({"type": "http.response.body", "body": b""})
+            else:
+                await super().__call__(scope, receive, send)
+        finally:
+            await run_in_threadpool(self._file.close)
+
+
+def not_modified(name: str, sha256: str) -> Response:
+    headers = _headers(name, sha256)
+    return Response(status_code=304, headers={kept: headers[kept] for kept in ("ETag", "Cache-Control", "Repr-Digest")})
+
+
+def matches(sha256: str, if_none_match: str) -> bool:
+    """Whether an If-None-Match header names this content."""
+    tags = {tag.strip().removeprefix("W/") for tag in if_none_match.split(",")}
+    return "*" in tags or f'"{sha256}"' in tags
+
+
+def _headers(name: str, sha256: str) -> dict[str, str]:
+    digest = base64.b64encode(bytes.fromhex(sha256)).decode()
+    quoted = quote(name)
+    return {
+        "ETag": f'"{sha256}"',
+        "Repr-Digest": f"sha-256=:{digest}:",
+        "Cache-Control": "private, no-cache",
+        "Accept-Ranges": "bytes",
+        "Content-Disposition": f'attachment; filename="{name}"'
+        if quoted == name
+        else f"attachment; filename*=utf-8''{quoted}",
+    }
+
+
+def _range(header: str | None, size_bytes: int) -> tuple[int, int] | None:
+    """First byte and the one behind the last; `None`: the whole file."""
+    found = _RANGE.fullmatch(header) if header is not None else None
+    if found is None or found.group(1) == found.group(2) == "":
+        return None
+    first, last = found.groups()
+    if not first:
+        start, end = max(size_bytes - int(last), 0), size_bytes
+    else:
+        start, end = int(first), min(int(last) + 1, size_bytes) if last else size_bytes
+        if last and int(last) < start:
+            return None
+    if start >= size_bytes or start >= end:
+        raise HeaderedFailure(
+            Code.RANGE_NOT_SATISFIABLE,
+            f"The file has {size_bytes} bytes.",
+            headers={"Content-Range": f"bytes */{size_bytes}"},
+        )
+    return start, end
+
+
+def _pieces(file: BinaryIO, start: int, end: int) -> Iterator[bytes]:
+    file.seek(start)
+    while start < end and (piece := file.read(min(CHUNK_BYTES, end - start))):
+        start += len(piece)
+        yield piece

@@ -14,7 +14,7 @@ from api.auth import Caller, caller_of, is_loopback
 from api.in_flight import InFlight
 from api.nudge import Nudger
 from api.readiness import ReadinessCheck
-from api.verified import VerifiedFiles
+from api.verified import VerifiedBlobs
 from api.watch import Watch
 from models.blobs import Blobs
 from models.database import Database
@@ -35,7 +35,7 @@ class Service:
     nudger: Nudger
     watch: Watch
     in_flight: InFlight
-    verified: VerifiedFiles
+    verified: VerifiedBlobs
     readiness: ReadinessCheck
 
 

@@ -52,8 +52,7 @@ class ReadinessCheck:
             connection.default_channel.client.ping()
 
     def _ask_blobs(self) -> None:
-        with self._blobs.writer() as writer:
-            writer.write(b"ready")
+        self._blobs.ping()
 
 
 def _said(ask: Callable[[], None]) -> str:

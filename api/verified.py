@@ -1,33 +1,30 @@
-"""Which stored files are known to be undamaged."""
+"""Which stored bytes are known to be undamaged."""
 
 from __future__ import annotations
 
 import threading
 import time
-from pathlib import Path
+
+from models.blobs import StoredBlob
 
 VERIFIED_SECONDS = 600.0
 MAX_VERIFIED = 10_000
 
 
-class VerifiedFiles:
-    """Remembers for ten minutes which stored files were read whole and matched their SHA-256."""
+class VerifiedBlobs:
+    """Remembers for ten minutes which versions of stored bytes were read whole and matched their SHA-256."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[str, int, int, int], float] = {}
+        self._known: dict[tuple[str, str], float] = {}
         self._lock = threading.Lock()
 
-    def has(self, path: Path, sha256: str) -> bool:
+    def has(self, stored: StoredBlob) -> bool:
         with self._lock:
-            return self._known.get(self._key(path, sha256), -VERIFIED_SECONDS) > time.monotonic() - VERIFIED_SECONDS
+            at = self._known.get((stored.sha256, stored.version), -VERIFIED_SECONDS)
+            return at > time.monotonic() - VERIFIED_SECONDS
 
-    def add(self, path: Path, sha256: str) -> None:
+    def add(self, stored: StoredBlob) -> None:
         with self._lock:
             if len(self._known) >= MAX_VERIFIED:
                 self._known.clear()
-            self._known[self._key(path, sha256)] = time.monotonic()
-
-    @staticmethod
-    def _key(path: Path, sha256: str) -> tuple[str, int, int, int]:
-        stat = path.stat()
-        return sha256, stat.st_ino, stat.st_size, stat.st_mtime_ns
+            self._known[stored.sha256, stored.version] = time.monotonic()

@@ -1,12 +1,14 @@
 """Bytes by their SHA-256. Every writer publishes the same way: readers see a whole file or none, whatever dies when.
 
 `staging/<uuid>` is created exclusively and hashed while it is written; then fsync, rename to `ab/cd/<sha256>`, fsync of
-the folders. Bytes come before the row that names them, and go after it (RELIABILITY, part 3).
+the folders. Bytes come before the row that names them, and go after it; `models/collection.py` removes those that no
+row names. `models/s3_blobs.py` does the same in a bucket, `models/storage.py` chooses.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
 import re
@@ -14,7 +16,8 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from stat import S_ISREG
 from types import TracebackType
@@ -27,6 +30,13 @@ CHUNK_BYTES = 1 << 20
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _NEW = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_WRONLY | os.O_CLOEXEC
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_LOCK = ".lock"
+"""Held shared to publish into a folder, alone to delete from it."""
+
+
+def _boot_seconds() -> float:
+    """A clock that also runs while the process is stopped, or the machine asleep."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +45,21 @@ class Blob:
 
     sha256: str
     size_bytes: int
+    _published: float = field(default_factory=_boot_seconds, compare=False, repr=False)
+
+    def age_seconds(self) -> float:
+        """Since they were published, in this process."""
+        return _boot_seconds() - self._published
+
+
+@dataclass(frozen=True, slots=True)
+class StoredBlob:
+    """Bytes that a store holds. Publishing them again, though they are the same, makes another `version` of them."""
+
+    sha256: str
+    size_bytes: int
+    version: str
+    published_at: datetime
 
 
 class BlobWriter(Protocol):
@@ -52,6 +77,9 @@ class BlobWriter(Protocol):
     def write(self, chunk: bytes) -> None:
         """Append. Raises `Failure` with `disk_full`; then nothing of it stays."""
 
+    def sha256(self) -> str:
+        """Of what was written so far."""
+
     def publish(self) -> Blob:
         """Make the bytes durable and visible under their hash."""
 
@@ -66,20 +94,29 @@ class Blobs(Protocol):
         """Publish a copy of a file. Raises `Failure` with `internal` unless it is regular with one link, no symlink
         and no longer than `max_bytes`: what wrote it may be hostile."""
 
-    def path(self, sha256: str) -> Path:
-        """A local file with the bytes, to read only."""
+    def take_file(self, path: Path, blob: Blob) -> None:
+        """Publish a file that we wrote ourselves and synced, and whose hash is known; it is gone from `path` then."""
+
+    def stat(self, sha256: str) -> StoredBlob:
+        """Raises `Failure` with `not_found`, and `ValueError` for what is no SHA-256 in hex."""
 
     def open(self, sha256: str) -> BinaryIO:
-        """Read the bytes. Raises `Failure` with `not_found`."""
+        """Read the bytes, from any position on. Raises as `stat` does."""
 
     def verify(self, sha256: str) -> bool:
         """Whether the bytes are there and still have their hash; reads all of them."""
 
-    def delete(self, sha256: str) -> bool:
-        """Forget the bytes; `False`: they were not there. No row may name them any more."""
+    def delete(self, sha256: str, *, version: str | None = None) -> bool:
+        """Forget the bytes; `False`: they were not there, or not in this `version`. No row may name them any more."""
+
+    def scan(self) -> Iterator[StoredBlob]:
+        """All that is stored, each hash once; what comes or goes meanwhile may be missed."""
 
     def clean(self, *, older_than_seconds: float) -> int:
         """Remove what writers that died left behind; returns how many files."""
+
+    def ping(self) -> None:
+        """Raises `Failure` or `OSError` when nothing could be written now."""
 
 
 class FolderBlobs:
@@ -94,28 +131,37 @@ class FolderBlobs:
     def writer(self, *, expected_bytes: int | None = None) -> FolderWriter:
         free = shutil.disk_usage(self.staging).free
         if (expected_bytes or 0) + self.keep_free_bytes > free:
-            raise _disk_full()
+            raise disk_full()
         return FolderWriter(self)
 
     def put_file(self, path: Path, *, max_bytes: int | None = None) -> Blob:
-        with _opened(path) as source, self.writer(expected_bytes=os.fstat(source.fileno()).st_size) as target:
-            while chunk := source.read(CHUNK_BYTES):
-                target.write(chunk)
-                if max_bytes is not None and target.size_bytes > max_bytes:
-                    raise Failure(Code.INTERNAL, f"The file is longer than {max_bytes} bytes.", where=path.name)
-            return target.publish()
+        return copy_in(self, path, max_bytes)
+
+    def take_file(self, path: Path, blob: Blob) -> None:
+        target = self.path(blob.sha256)
+        with disk_full_is_a_failure():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with self._locked(fcntl.LOCK_SH):
+                os.utime(path)  # the moment of publishing, which makes the version
+                os.rename(path, target)
+            for folder in (target.parent, target.parent.parent, self.folder):
+                sync_folder(folder)
 
     def path(self, sha256: str) -> Path:
         """Where the bytes lie, or would lie. Raises `ValueError` for what is no SHA-256 in hex."""
-        if not _SHA256.fullmatch(sha256):
-            raise ValueError(f"no SHA-256: {sha256!r}")
-        return self.folder / sha256[:2] / sha256[2:4] / sha256
+        return self.folder / require_sha256(sha256)[:2] / sha256[2:4] / sha256
+
+    def stat(self, sha256: str) -> StoredBlob:
+        try:
+            return _stored(sha256, self.path(sha256).stat())
+        except FileNotFoundError:
+            raise gone(sha256) from None
 
     def open(self, sha256: str) -> BinaryIO:
         try:
             return self.path(sha256).open("rb")
         except FileNotFoundError:
-            raise Failure(Code.NOT_FOUND, "These bytes are not stored any more.", where=sha256) from None
+            raise gone(sha256) from None
 
     def verify(self, sha256: str) -> bool:
         try:
@@ -124,14 +170,24 @@ class FolderBlobs:
         except FileNotFoundError:
             return False
 
-    def delete(self, sha256: str) -> bool:
+    def delete(self, sha256: str, *, version: str | None = None) -> bool:
         path = self.path(sha256)
-        try:
-            path.unlink()
-        except FileNotFoundError:
-            return False
-        _sync_folder(path.parent)
+        # The lock, because between the look and the unlink nobody may publish the same bytes again.
+        with self._locked(fcntl.LOCK_EX):
+            try:
+                if version is not None and _stored(sha256, path.stat()).version != version:
+                    return False
+                path.unlink()
+            except FileNotFoundError:
+                return False
+        sync_folder(path.parent)
         return True
+
+    def scan(self) -> Iterator[StoredBlob]:
+        for path in self.folder.glob("[0-9a-f][0-9a-f]/[0-9a-f][0-9a-f]/*"):
+            if _SHA256.fullmatch(path.name):
+                with suppress(FileNotFoundError):  # deleted in this moment
+                    yield _stored(path.name, path.stat())
 
     def clean(self, *, older_than_seconds: float) -> int:
         limit = time.time() - older_than_seconds
@@ -143,6 +199,20 @@ class FolderBlobs:
                     removed += 1
         return removed
 
+    def ping(self) -> None:
+        with self.writer() as writer:
+            writer.write(b"ready")
+
+    @contextmanager
+    def _locked(self, mode: int) -> Iterator[None]:
+        """`flock`, which ends with the process that holds it. Opened anew each time: threads share what they share."""
+        descriptor = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o640)
+        try:
+            fcntl.flock(descriptor, mode)
+            yield
+        finally:
+            os.close(descriptor)
+
 
 class FolderWriter:
     """One blob on its way into a `FolderBlobs`. Not for use by several threads at once."""
@@ -152,7 +222,7 @@ class FolderWriter:
         self._path = store.staging / uuid4().hex
         self._digest = hashlib.sha256()
         self.size_bytes = 0
-        with _disk_full_is_a_failure():
+        with disk_full_is_a_failure():
             self._file = os.fdopen(os.open(self._path, _NEW, 0o640), "wb", buffering=0)
 
     def __enter__(self) -> Self:
@@ -166,39 +236,68 @@ class FolderWriter:
 
     def write(self, chunk: bytes) -> None:
         view = memoryview(chunk)
-        with _disk_full_is_a_failure():
+        with disk_full_is_a_failure():
             while view:
                 view = view[self._file.write(view) or 0 :]
         self._digest.update(chunk)
         self.size_bytes += len(chunk)
 
+    def sha256(self) -> str:
+        return self._digest.hexdigest()
+
     def publish(self) -> Blob:
-        blob = Blob(self._digest.hexdigest(), self.size_bytes)
-        target = self._store.path(blob.sha256)
-        with _disk_full_is_a_failure():
+        blob = Blob(self.sha256(), self.size_bytes)
+        with disk_full_is_a_failure():
             os.fsync(self._file.fileno())
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.rename(self._path, target)
-            for folder in (target.parent, target.parent.parent, self._store.folder):
-                _sync_folder(folder)
+        self._store.take_file(self._path, blob)
         return blob
 
 
-def _disk_full() -> Failure:
+def require_sha256(text: str) -> str:
+    """Raises `ValueError` for what is no SHA-256 in hex."""
+    if not _SHA256.fullmatch(text):
+        raise ValueError(f"no SHA-256: {text!r}")
+    return text
+
+
+def gone(sha256: str) -> Failure:
+    """For bytes that are not stored."""
+    return Failure(Code.NOT_FOUND, "These bytes are not stored any more.", where=sha256)
+
+
+def copy_in(store: Blobs, path: Path, max_bytes: int | None) -> Blob:
+    """What `Blobs.put_file` does, with any store."""
+    with _opened(path) as source, store.writer(expected_bytes=os.fstat(source.fileno()).st_size) as target:
+        while chunk := source.read(CHUNK_BYTES):
+            target.write(chunk)
+            if max_bytes is not None and target.size_bytes > max_bytes:
+                raise Failure(Code.INTERNAL, f"The file is longer than {max_bytes} bytes.", where=path.name)
+        return target.publish()
+
+
+def _stored(sha256: str, status: os.stat_result) -> StoredBlob:
+    version = f"{status.st_ino}-{status.st_size}-{status.st_mtime_ns}"
+    return StoredBlob(sha256, status.st_size, version, datetime.fromtimestamp(status.st_mtime, UTC))
+
+
+def disk_full() -> Failure:
+    """For a store without room."""
     return Failure(Code.DISK_FULL, "There is no room for these bytes on the disk of the blob store.")
 
 
 @contextmanager
-def _disk_full_is_a_failure() -> Iterator[None]:
+def disk_full_is_a_failure() -> Iterator[None]:
+    """What the operating system says of a disk or a quota without room becomes a `Failure` with `disk_full`."""
     try:
         yield
     except OSError as error:
         if error.errno not in _FULL:
             raise
-        raise _disk_full() from error
+        raise disk_full() from error
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 GiB = 1 << 30
@@ -20,7 +20,13 @@ class Settings(BaseSettings):
 
     database_url: str = "sqlite:///var/modelpress.sqlite3"
     broker_url: str = "redis://localhost:6379/0"
-    blobs: Path = Path("var/blobs")
+    blobs: Annotated[str, BeforeValidator(str)] = Field(
+        default="var/blobs", description="A folder, or `s3://bucket/prefix`."
+    )
+    s3_endpoint: str | None = Field(default=None, description="Of an S3 that is not Amazon's, as http://minio:9000.")
+    s3_region: str | None = None
+    s3_access_key_id: str | None = None
+    s3_secret_access_key: str | None = Field(default=None, repr=False)
     work: Path = Path("var/work")
 
     host: str = "127.0.0.1"

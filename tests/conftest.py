@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy.orm import Session
 
 from models.database import Database, migrate
+from tests.object_store import ObjectStore
 from tests.services import Postgres, Valkey
 
 TEMPLATE = "migrated"
@@ -94,5 +95,13 @@ def session(_shared_database: Database) -> Iterator[Session]:
 def valkey() -> Iterator[Valkey]:
     """A broker of its own for one test, to flush, pause and stop at will; its `url` is Celery's `broker_url`."""
     server = Valkey()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def object_store() -> Iterator[ObjectStore]:
+    """An S3 server for the session. A test that stops or pauses one starts its own `ObjectStore()`."""
+    server = ObjectStore()
     yield server
     server.close()

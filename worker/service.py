@@ -15,11 +15,11 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from models import workers
-from models.blobs import FolderBlobs
 from models.database import Database, now
 from models.errors import Failure
 from models.ids import new_id
 from models.settings import Settings
+from models.storage import open_blobs
 from models.tables import Worker
 from worker import sandbox
 from worker.app import INSPECTIONS, Kind, queue_for, slots_for
@@ -40,7 +40,7 @@ class WorkerService:
         self.id = new_id("wrk")
         self.draining = threading.Event()
         self.database = Database(settings.database_url)
-        self.blobs = FolderBlobs(settings.blobs)
+        self.blobs = open_blobs(settings)
         self._workplace = Workplace(settings.work, self.id)
         self._supervisor = Supervisor(self.database, self.blobs, settings, self._workplace, self.draining, command)
         self._inspecting = threading.BoundedSemaphore(INSPECTIONS)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Response
 from fastapi.responses import JSONResponse
 
-from api.artifact_response import ArtifactResponse
+from api.artifact_response import ArtifactResponse, matches, not_modified
 from api.deps import Reader, ServiceDep
 from api.errors import problems_of
 from api.services import artifacts, jobs
@@ -51,13 +51,13 @@ def download_artifact(
     if_range: Annotated[str | None, Header(description="The `ETag` for which `Range` is meant.")] = None,
 ) -> Response:
     """One file. `ETag` is its SHA-256; one `Range` is honoured, several get the whole file."""
-    found = artifacts.download(service, caller.tenant, job_id, name)
-    response = ArtifactResponse(
-        found.path, name=name, content_type=found.artifact.content_type, sha256=found.artifact.sha256
+    artifact = artifacts.find(service, caller.tenant, job_id, name)
+    if if_none_match is not None and matches(artifact.sha256, if_none_match):
+        return not_modified(name, artifact.sha256)
+    found = artifacts.download(service, artifact)
+    return ArtifactResponse(
+        found.file, found.stored, name=name, content_type=artifact.content_type, range_=range_, if_range=if_range
     )
-    if if_none_match is not None and response.matches(if_none_match):
-        return response.not_modified()
-    return response
 
 
 @router.get(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from pathlib import Path
+from typing import BinaryIO
 from urllib.parse import quote
 
 from sqlalchemy import select
@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from api.deps import Service
 from api.services.jobs import own_job, refuse_before_the_end
+from models.blobs import StoredBlob
 from models.errors import Code, Failure
 from models.tables import Artifact, Job
 from models.views import ArtifactList, ArtifactView
@@ -21,7 +22,10 @@ logger = logging.getLogger("modelpress.api")
 
 @dataclass(frozen=True)
 class Download:
-    path: Path
+    """`file` is open: bytes that are collected meanwhile can still be read to their end."""
+
+    file: BinaryIO
+    stored: StoredBlob
     artifact: Artifact
 
 
@@ -44,26 +48,38 @@ def _view(artifact: Artifact) -> ArtifactView:
     )
 
 
-def download(service: Service, tenant: str, job_id: str, name: str) -> Download:
-    """The file to send, whole and unchanged since it was published.
-
-    Raises `Failure` with `not_ready` while the job may still make it, `not_found`, and `internal` for damaged bytes.
-    """
+def find(service: Service, tenant: str, job_id: str, name: str) -> Artifact:
+    """Raises `Failure` with `not_ready` while the job may still make it, and `not_found`."""
     with service.database.read() as session:
         job = own_job(session, tenant, job_id)
         artifact = session.get(Artifact, (job_id, name)) if "\x00" not in name else None
         if artifact is None:
             raise _no_such_artifact(session, job)
-    path = service.blobs.path(artifact.sha256)
-    if not path.exists():
-        logger.error("artifact %s of %s: its bytes %s are gone", name, job_id, artifact.sha256)
-        raise Failure(Code.INTERNAL, "The bytes of this file are lost.", where=name)
-    if not service.verified.has(path, artifact.sha256):
-        if not service.blobs.verify(artifact.sha256):
-            logger.error("artifact %s of %s: its bytes are not those of %s", name, job_id, artifact.sha256)
-            raise Failure(Code.INTERNAL, "The stored file is damaged and is not given out.", where=name)
-        service.verified.add(path, artifact.sha256)
-    return Download(path, artifact)
+        return artifact
+
+
+def download(service: Service, artifact: Artifact) -> Download:
+    """The file to send, whole and unchanged since it was published.
+
+    Raises `Failure` with `internal` for damaged or lost bytes.
+    """
+    try:
+        stored = service.blobs.stat(artifact.sha256)
+        if not service.verified.has(stored):
+            if not service.blobs.verify(artifact.sha256):
+                logger.error("artifact %s of %s: its bytes are not those of %s", *_of(artifact))
+                raise Failure(Code.INTERNAL, "The stored file is damaged and is not given out.", where=artifact.name)
+            service.verified.add(stored)
+        return Download(service.blobs.open(artifact.sha256), stored, artifact)
+    except Failure as failure:
+        if failure.code is not Code.NOT_FOUND:
+            raise
+        logger.error("artifact %s of %s: its bytes %s are gone", *_of(artifact))
+        raise Failure(Code.INTERNAL, "The bytes of this file are lost.", where=artifact.name) from failure
+
+
+def _of(artifact: Artifact) -> tuple[str, str, str]:
+    return artifact.name, artifact.job_id, artifact.sha256
 
 
 def _no_such_artifact(session: Session, job: Job) -> Failure:

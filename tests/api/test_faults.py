@@ -89,7 +89,7 @@ def test_while_the_database_is_gone_answers_are_503_and_come_back_with_it(
             assert int(response.headers["retry-after"]) >= 1
         upload = api.client.post("/models", content=stories.a_pt2())
         problem_of(upload, 503, "unavailable")
-        assert list((settings.blobs / "staging").iterdir()) == []
+        assert list((Path(settings.blobs) / "staging").iterdir()) == []
         assert api.client.get("/healthz").status_code == 200
         assert api.client.get("/readyz").json()["checks"]["database"] != "ok"
         server.start()

@@ -56,7 +56,7 @@ def test_an_upload_without_a_key_is_refused_before_its_body_is_read(closed: Api,
     problem_of(response, 401, "unauthorized")
     assert response.headers["connection"] == "close"
     assert sent < 200 << 20
-    assert [path for path in settings.blobs.rglob("*") if path.is_file()] == []
+    assert [path for path in Path(settings.blobs).rglob("*") if path.is_file()] == []
 
 
 def test_the_objects_of_another_tenant_are_as_unknown_as_random_ids(closed: Api, two_keys: tuple[str, str]) -> None:

@@ -25,11 +25,11 @@ PICKLE = b"\x80\x04\x95\x1d" + bytes(7) + b"\x8c\x05posix\x94\x8c\x06system\x94\
 
 
 def staged(settings: Settings) -> list[Path]:
-    return list((settings.blobs / "staging").iterdir())
+    return list((Path(settings.blobs) / "staging").iterdir())
 
 
 def stored(settings: Settings) -> list[Path]:
-    return [path for path in settings.blobs.rglob("*") if path.is_file()]
+    return [path for path in Path(settings.blobs).rglob("*") if path.is_file()]
 
 
 def soon(holds: Callable[[], bool], seconds: float = 30.0) -> bool:

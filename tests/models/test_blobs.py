@@ -9,22 +9,45 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import obstore
 import pytest
 
 from models.blobs import Blob, Blobs, FolderBlobs
 from models.errors import Code, Failure
+from models.s3_blobs import S3Blobs
 from tests.models.test_transitions import together
+from tests.object_store import ObjectStore
 
 CONTENT = b"weights " * 1000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
-@pytest.fixture(params=["folder"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Blobs:
+def folder_blobs(request: pytest.FixtureRequest) -> Blobs:
+    return FolderBlobs(request.getfixturevalue("tmp_path") / "blobs", keep_free_bytes=0)
+
+
+def s3_blobs(request: pytest.FixtureRequest) -> Blobs:
+    server: ObjectStore = request.getfixturevalue("object_store")
+    return server.blobs()
+
+
+@pytest.fixture(params=[folder_blobs, s3_blobs])
+def store(request: pytest.FixtureRequest) -> Blobs:
     """Every kind of store; another one joins by a name here."""
-    return {"folder": lambda: FolderBlobs(tmp_path / "blobs", keep_free_bytes=0)}[request.param]()
+    opened: Blobs = request.param(request)
+    return opened
+
+
+def damage(store: Blobs, content: bytes) -> None:
+    """What a disk, or a hand in the bucket, may do to `CONTENT`."""
+    if isinstance(store, FolderBlobs):
+        store.path(SHA256).write_bytes(content)
+    elif isinstance(store, S3Blobs):
+        version = store.stat(SHA256).version
+        obstore.put(store.store, f"data/{version.partition('-')[0]}", content)
 
 
 def put(store: Blobs, content: bytes = CONTENT) -> Blob:
@@ -42,8 +65,39 @@ def test_bytes_come_back_as_they_went_in(store: Blobs) -> None:
     assert put(store) == Blob(SHA256, len(CONTENT))
     with store.open(SHA256) as file:
         assert file.read() == CONTENT
-    assert store.path(SHA256).read_bytes() == CONTENT
+    stored = store.stat(SHA256)
+    assert (stored.sha256, stored.size_bytes) == (SHA256, len(CONTENT))
+    assert abs(datetime.now(UTC) - stored.published_at) < timedelta(minutes=1)
     assert store.verify(SHA256)
+
+
+def test_bytes_can_be_read_from_any_position(store: Blobs) -> None:
+    put(store)
+    with store.open(SHA256) as file:
+        assert file.seek(5000) == 5000
+        assert (file.read(8), file.tell()) == (CONTENT[5000:5008], 5008)
+        assert file.seek(-3, os.SEEK_END) == len(CONTENT) - 3
+        assert (file.read(), file.read()) == (CONTENT[-3:], b"")
+        file.seek(10 * len(CONTENT))
+        assert file.read() == b""
+
+
+def test_a_blob_of_many_parts_comes_and_goes(store: Blobs) -> None:
+    pieces = [bytes([number]) * (1 << 20) for number in range(40)]
+    with store.writer() as writer:
+        for piece in pieces:
+            writer.write(piece)
+        blob = writer.publish()
+    assert (blob.sha256, blob.size_bytes) == (hashlib.sha256(b"".join(pieces)).hexdigest(), 40 << 20)
+    assert store.verify(blob.sha256)
+    with store.open(blob.sha256) as file:
+        file.seek(39 << 20)
+        assert file.read() == pieces[-1]
+    with store.writer() as writer:
+        for piece in pieces[1:]:
+            writer.write(piece)
+    assert [stored.sha256 for stored in store.scan()] == [blob.sha256]
+    assert store.clean(older_than_seconds=-60) == 0
 
 
 def test_no_bytes_are_a_blob_too(store: Blobs) -> None:
@@ -54,8 +108,45 @@ def test_no_bytes_are_a_blob_too(store: Blobs) -> None:
 
 def test_the_same_bytes_are_stored_once(store: Blobs) -> None:
     assert put(store) == put(store)
+    assert [stored.sha256 for stored in store.scan()] == [SHA256]
     assert store.delete(SHA256)
     assert not store.delete(SHA256)
+    assert list(store.scan()) == []
+
+
+def test_a_version_is_deleted_unless_the_bytes_were_published_again(store: Blobs) -> None:
+    put(store)
+    [seen] = store.scan()
+    assert seen == store.stat(SHA256)
+    put(store)
+    store.delete(SHA256, version=seen.version)
+    assert store.verify(SHA256)
+    latest = store.stat(SHA256)
+    assert latest.version != seen.version
+    assert store.delete(SHA256, version=latest.version)
+    assert not store.verify(SHA256)
+    assert not store.delete(SHA256, version=latest.version)
+
+
+def test_everything_that_is_stored_is_found(store: Blobs) -> None:
+    blobs = {put(store, bytes([number]) * 10) for number in range(20)}
+    assert {Blob(stored.sha256, stored.size_bytes) for stored in store.scan()} == blobs
+
+
+def test_a_file_of_our_own_is_taken(store: Blobs, tmp_path: Path) -> None:
+    source = (store.staging if isinstance(store, FolderBlobs) else tmp_path) / "arrived"
+    source.write_bytes(CONTENT)
+    os.utime(source, (0, 0))
+    store.take_file(source, Blob(SHA256, len(CONTENT)))
+    assert not source.exists()
+    assert store.verify(SHA256)
+    assert datetime.now(UTC) - store.stat(SHA256).published_at < timedelta(minutes=1)
+
+
+def test_a_store_says_that_it_can_be_written(store: Blobs) -> None:
+    store.ping()
+    assert list(store.scan()) == []
+    assert store.clean(older_than_seconds=0) == 0
 
 
 def test_writers_of_the_same_bytes_at_once_all_succeed(store: Blobs) -> None:
@@ -87,14 +178,15 @@ def test_bytes_that_are_not_there_are_not_found(store: Blobs) -> None:
     with pytest.raises(Failure, match="These bytes are not stored any more") as missing:
         store.open(SHA256)
     assert missing.value.code is Code.NOT_FOUND
+    with pytest.raises(Failure, match="These bytes are not stored any more"):
+        store.stat(SHA256)
     assert not store.verify(SHA256)
     assert not store.delete(SHA256)
 
 
 def test_a_flipped_bit_is_seen_and_the_blob_can_be_written_again(store: Blobs) -> None:
     put(store)
-    path = store.path(SHA256)
-    path.write_bytes(bytes([CONTENT[0] ^ 1]) + CONTENT[1:])
+    damage(store, bytes([CONTENT[0] ^ 1]) + CONTENT[1:])
     assert not store.verify(SHA256)
     put(store)
     assert store.verify(SHA256)
@@ -102,8 +194,9 @@ def test_a_flipped_bit_is_seen_and_the_blob_can_be_written_again(store: Blobs) -
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", SHA256.upper(), SHA256[:-1], "", f"{SHA256}\n"])
 def test_a_name_that_is_no_hash_is_never_a_path(store: Blobs, name: str) -> None:
-    with pytest.raises(ValueError, match="no SHA-256"):
-        store.path(name)
+    for use in (store.open, store.stat, store.delete):
+        with pytest.raises(ValueError, match="no SHA-256"):
+            use(name)
 
 
 def test_a_file_is_copied_in(store: Blobs, tmp_path: Path) -> None:
@@ -158,7 +251,7 @@ def test_only_files_of_writers_long_dead_are_cleaned(tmp_path: Path) -> None:
         writer.write(CONTENT)
         assert store.clean(older_than_seconds=3600) == 1
         writer.publish()
-    assert files(tmp_path) == [f"{SHA256[:2]}/{SHA256[2:4]}/{SHA256}"]
+    assert files(tmp_path) == [".lock", f"{SHA256[:2]}/{SHA256[2:4]}/{SHA256}"]
 
 
 def test_a_planted_link_in_staging_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,12 +314,12 @@ def test_a_kill_at_any_step_of_a_publish_leaves_all_or_nothing(
     command = [sys.executable, "-c", KILLED, str(tmp_path), call, str(count), side]
     assert subprocess.run(command, cwd=Path(__file__).parents[2], check=False).returncode == -9
     store = FolderBlobs(tmp_path, keep_free_bytes=0)
-    published = [name for name in files(tmp_path) if not name.startswith("staging/")]
+    published = [name for name in files(tmp_path) if name != ".lock" and not name.startswith("staging/")]
     assert all(store.verify(Path(name).name) for name in published)
     expected = CALLS[call, count]
     assert bool(published) is (side == "after" if expected is None else expected)
     store.clean(older_than_seconds=-1)
-    assert files(tmp_path) == published
+    assert [name for name in files(tmp_path) if name != ".lock"] == published
     assert put(store).sha256 == SHA256
     assert store.verify(SHA256)
 

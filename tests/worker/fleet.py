@@ -18,7 +18,7 @@ from celery import Celery
 from sqlalchemy import select
 
 from models import inspections, transitions
-from models.blobs import FolderBlobs
+from models.blobs import Blobs, FolderBlobs
 from models.broker import celery_settings
 from models.database import Database, now
 from models.inspections import Upload, UploadTable
@@ -50,7 +50,7 @@ class Fleet:
     def __init__(self, folder: Path, database_url: str, valkey: Valkey, **environment: str) -> None:
         self.folder, self.valkey = folder, valkey
         self.database = Database(database_url)
-        self.blobs = FolderBlobs(folder / "blobs")
+        self.blobs: Blobs = FolderBlobs(folder / "blobs")
         self.work = folder / "work"
         self.environment = {
             **os.environ,
