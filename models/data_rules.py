@@ -27,7 +27,9 @@ def check_data(data: Data, network: NetworkInspection, dataset: DatasetInspectio
     output = _check_output_name(data, network)
     problems += output
     if not output and not wrong_labels and dataset.labels is not None:
-        problems += _check_output(_output(data, network), task, dataset, dataset.labels)
+        counting = output_that_counts(data, network)
+        problems += _check_output(counting, task, dataset, dataset.labels)
+        problems += _check_top5(data.metric, counting, task)
     return problems
 
 
@@ -38,7 +40,7 @@ def resolve_data(data: Data, network: NetworkInspection, dataset: DatasetInspect
     transform = data.transform
     if transform.scale is None:
         transform = transform.model_copy(update={"scale": _default_scale(network.inputs, dataset)})
-    update = {"task": task, "metric": metric, "transform": transform, "output": _output(data, network).name}
+    update = {"task": task, "metric": metric, "transform": transform, "output": output_that_counts(data, network).name}
     return data.model_copy(update=update)
 
 
@@ -47,7 +49,8 @@ def effective_task(data: Data, dataset: DatasetInspection) -> Task:
     return data.task or default_task(dataset.labels)
 
 
-def _output(data: Data, network: NetworkInspection) -> TensorInfo:
+def output_that_counts(data: Data, network: NetworkInspection) -> TensorInfo:
+    """The output that `data.output` names, else the first."""
     return next((output for output in network.outputs if output.name == data.output), network.outputs[0])
 
 
@@ -244,15 +247,32 @@ def _check_output(
             yield FieldProblem(pointer="/data/dataset", message=message)
         return
     classes = _class_count(task, dataset, labels)
-    channels = sample[0] if sample else None
+    channels = class_channels(output.shape, task)
     if classes is None or channels is None or (channels == 1 and classes <= 2 and task != "multilabel"):
         return
     if classes > channels or (task == "multilabel" and classes != channels):
         what = "a column for each of" if task == "multilabel" else "classes up to number"
         number = classes if task == "multilabel" else classes - 1
         noun = " labels" if task == "multilabel" else ""
-        message = f"The labels have {what} {number}{noun} and the output is {shown}, for {channels}. {remedy}"
+        told = str(channels) if channels > 1 else "one yes or no"
+        message = f"The labels have {what} {number}{noun} and the output is {shown}, for {told}. {remedy}"
         yield FieldProblem(pointer="/data/dataset", message=message)
+
+
+def _check_top5(metric: Metric | None, output: TensorInfo, task: Task) -> Iterable[FieldProblem]:
+    channels = class_channels(output.shape, task)
+    if metric == "top5_accuracy" and task == "classification" and channels is not None and channels <= 5:
+        message = f"Among {max(2, channels)} classes the right one is always in the first five: use `accuracy`."
+        yield FieldProblem(pointer="/data/metric", message=message, allowed=["accuracy", "macro_f1", "agreement"])
+
+
+def class_channels(shape: Sequence[int | None], task: Task) -> int | None:
+    """How many classes an output [N, classes, …] tells apart; `None` where that may vary.
+
+    1 is one score, for two classes; so is an output [N], and a map [N, height, width], which have no such dimension."""
+    if len(shape) == 1 or (task == "segmentation" and len(shape) == 3):
+        return 1
+    return shape[1]
 
 
 def _class_count(task: Task, dataset: DatasetInspection, labels: LabelInfo) -> int | None:

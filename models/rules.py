@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from models.data_rules import check_data, effective_task, resolve_data
+from models.data_rules import check_data, effective_task, output_that_counts, resolve_data
 from models.errors import FieldProblem
 from models.inspection import DatasetInspection, LayerInfo, NetworkInspection
 from models.presets import PRESETS
@@ -47,6 +47,10 @@ def check(spec: Spec, network: NetworkInspection, dataset: DatasetInspection | N
     elif spec.data is not None or dataset is not None:
         message = "`data` names a data set and a data set is given, or neither: one of the two is missing here."
         problems.append(FieldProblem(pointer="/data", message=message))
+    for notice in network.warnings:
+        if notice.code == "nonfinite_weights":
+            message = f"{notice.message} Nothing can be compared with such a network: send one with finite weights."
+            problems.append(FieldProblem(pointer="/model", message=message))
     steps = steps_of(spec)
     for index, step in enumerate(steps):
         pointer = f"/steps/{index}" if spec.steps is not None else "/preset"
@@ -57,7 +61,7 @@ def check(spec: Spec, network: NetworkInspection, dataset: DatasetInspection | N
                 first = not any(isinstance(earlier, PruneStep) for earlier in steps[:index])
                 problems += _check_prune(step, network, pointer, first=first)
             case FinetuneStep():
-                problems += _check_finetune(spec, dataset, step, pointer)
+                problems += _check_finetune(spec, network, dataset, step, pointer)
             case QuantizeStep():
                 problems += _check_quantize(step, network, pointer)
     if spec.require is not None and spec.data is None:
@@ -151,16 +155,26 @@ def _check_prune(step: PruneStep, network: NetworkInspection, pointer: str, *, f
 
 
 def _check_finetune(
-    spec: Spec, dataset: DatasetInspection | None, step: FinetuneStep, pointer: str
+    spec: Spec, network: NetworkInspection, dataset: DatasetInspection | None, step: FinetuneStep, pointer: str
 ) -> Iterable[FieldProblem]:
-    if step.loss in (None, "distill") or spec.data is None or dataset is None:
+    if step.loss == "distill" or spec.data is None or dataset is None:
         return
-    if dataset.labels is None:
-        message = f"The loss {step.loss!r} needs labels and the data has none: use `distill`."
-        yield FieldProblem(pointer=f"{pointer}/loss", message=message, allowed=["distill"])
-    elif effective_task(spec.data, dataset) == "none":
-        message = f"The loss {step.loss!r} needs a task and `data.task` is `none`: name the task, or use `distill`."
-        yield FieldProblem(pointer=f"{pointer}/loss", message=message, allowed=["distill"])
+    output = output_that_counts(spec.data, network)
+    field = f"{pointer}/loss" if spec.steps is not None else pointer
+    if dataset.labels is None or effective_task(spec.data, dataset) == "none":
+        if step.loss is None:
+            return  # The default is `distill` then.
+        lacking = "a task and `data.task` is `none`: name the task, or"
+        if dataset.labels is None:
+            lacking = "labels and the data has none:"
+        message = f"The loss {step.loss!r} needs {lacking} use `distill`."
+        yield FieldProblem(pointer=field, message=message, allowed=["distill"])
+    elif "float" not in output.dtype:
+        message = (
+            f"The output {output.name!r} is {output.dtype}, so no gradient leads from the labels to the weights: "
+            "name the output with the scores in `data.output`, or use the loss `distill`."
+        )
+        yield FieldProblem(pointer=field, message=message, allowed=["distill"])
 
 
 def _check_quantize(step: QuantizeStep, network: NetworkInspection, pointer: str) -> Iterable[FieldProblem]:

@@ -6,7 +6,15 @@ from typing import Any
 
 import pytest
 
-from models.inspection import DatasetInspection, GroupInfo, LabelInfo, LayerInfo, NetworkInspection, TensorInfo
+from models.inspection import (
+    DatasetInspection,
+    GroupInfo,
+    LabelInfo,
+    LayerInfo,
+    NetworkInspection,
+    Notice,
+    TensorInfo,
+)
 from models.presets import PRESETS
 from models.rules import check, resolve
 from models.spec import Spec, Task
@@ -306,6 +314,44 @@ REFUSED: dict[str, tuple[Spec, NetworkInspection, DatasetInspection | None, str,
         "/data/dataset",
         "The labels have classes up to number 99 and the output is 'logits' float32 [N, 10], for 10. Send the labels "
         "it was trained on, or name another output in `data.output`.",
+    ),
+    "more classes than one score tells apart": (
+        spec(data={}),
+        RESNET.model_copy(update={"outputs": [tensor("best", "int64", None)]}),
+        ARRAYS,
+        "/data/dataset",
+        "The labels have classes up to number 9 and the output is 'best' int64 [N], for one yes or no.",
+    ),
+    "more classes than a map of one score tells apart": (
+        spec(data={}),
+        RESNET.model_copy(update={"outputs": [tensor("mask", "float32", None, 32, 32)]}),
+        with_labels(shape=[32, 32]),
+        "/data/dataset",
+        "for one yes or no.",
+    ),
+    "top five of four classes": (
+        spec(data={"metric": "top5_accuracy"}),
+        RESNET.model_copy(update={"outputs": [tensor("logits", "float32", None, 4)]}),
+        with_labels(maximum=3, classes=4),
+        "/data/metric",
+        "Among 4 classes the right one is always in the first five: use `accuracy`.",
+    ),
+    "learning from labels through whole numbers": (
+        spec([FINETUNE], data={}),
+        RESNET.model_copy(update={"outputs": [tensor("best", "int64", None)]}),
+        with_labels(maximum=1, classes=2),
+        "/steps/0/loss",
+        "The output 'best' is int64, so no gradient leads from the labels to the weights: name the output with the "
+        "scores in `data.output`, or use the loss `distill`.",
+    ),
+    "weights that are not numbers": (
+        spec(),
+        RESNET.model_copy(
+            update={"warnings": [Notice(code="nonfinite_weights", message="1 parameters hold NaN or infinity: a.")]}
+        ),
+        NO_DATA,
+        "/model",
+        "1 parameters hold NaN or infinity: a. Nothing can be compared with such a network: send one with finite",
     ),
     "another number of labels a sample": (
         spec(data={}),

@@ -236,8 +236,12 @@ def test_more_classes_than_the_output_has_are_refused(tmp_path: Path) -> None:
         dataset.check_output(output(3))
 
 
-def test_one_output_is_enough_for_two_classes(tmp_path: Path) -> None:
-    opened(tmp_path, {"x": numbers(20, 4), "y": np.arange(20) % 2}).check_output(output(1))
+def test_one_output_is_enough_for_two_classes_and_not_for_more(tmp_path: Path) -> None:
+    two = opened(tmp_path, {"x": numbers(20, 4), "y": np.arange(20) % 2})
+    two.check_output(output(1))
+    two.check_output(output())
+    with pytest.raises(Failure, match=r"4 classes.*'logits' has 1"):
+        opened(tmp_path, {"x": numbers(20, 4), "y": classes()}).check_output(output())
 
 
 def test_top5_of_four_classes_is_refused(tmp_path: Path) -> None:

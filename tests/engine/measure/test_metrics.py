@@ -157,6 +157,19 @@ def test_a_label_beyond_the_output_is_a_mismatch(task: Task, outputs: Tensor, la
         measured(task, outputs, labels)
 
 
+@pytest.mark.parametrize(
+    ("task", "outputs", "labels"),
+    [
+        ("classification", torch.arange(4), torch.arange(4)),
+        ("classification", random(4, 1), torch.arange(4)),
+        ("segmentation", random(1, 2, 2), torch.arange(4).reshape(1, 2, 2)),
+    ],
+)
+def test_one_score_is_never_held_against_more_than_two_classes(task: Task, outputs: Tensor, labels: Tensor) -> None:
+    with pytest.raises(Failure, match="A label is 3 and the network's output has 2 classes"):
+        measured(task, outputs, labels)
+
+
 def test_agreement_is_the_share_of_equal_answers() -> None:
     a = torch.tensor([[3.0, 1.0], [0.0, 1.0], [5.0, 4.0], [1.0, 2.0]])
     b = torch.tensor([[1.0, 0.0], [0.0, 9.0], [4.0, 5.0], [1.0, 2.0]])
@@ -270,6 +283,12 @@ def test_errors_no_smaller_than_a_constant_answers_are_at_chance(tmp_path: Path)
     constant = float((truth - truth.median()).abs().mean())
     assert at_chance("mae", constant, dataset)
     assert not at_chance("mae", 0.7 * constant, dataset)
+
+
+@pytest.mark.parametrize(("metric", "value"), [("mae", 0.0), ("accuracy", 0.0)])
+def test_a_handful_of_samples_says_nothing_about_chance(tmp_path: Path, metric: Metric, value: float) -> None:
+    labels = np.arange(8) / 8 if metric == "mae" else np.arange(8) % 2
+    assert not at_chance(metric, value, data_of(tmp_path, np.zeros((8, 4)), labels))
 
 
 def test_labels_of_rows_and_maps_have_a_chance_level_too(tmp_path: Path) -> None:

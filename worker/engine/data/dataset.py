@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.data_rules import class_channels
 from models.errors import Code, Failure
 from models.inspection import TensorInfo
 from models.metrics import metrics_of
@@ -49,12 +50,15 @@ class Split:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def batches(self, batch_size: int, *, generator: torch.Generator | None = None) -> Iterator[Batch]:
-        """Every sample once, the last batch as small as it comes; shuffled when a (CPU) generator is given."""
+    def batches(
+        self, batch_size: int, *, generator: torch.Generator | None = None, first: int = 0
+    ) -> Iterator[Batch]:
+        """Every sample once, the last batch as small as it comes; shuffled when a (CPU) generator is given. Batches
+        before number `first` are left out unread."""
         rows = self.rows
         if generator is not None:
             rows = rows[torch.randperm(len(rows), generator=generator).numpy()]
-        for start in range(0, len(rows), batch_size):
+        for start in range(first * batch_size, len(rows), batch_size):
             yield self._read(rows[start : start + batch_size])
 
     def sample(self, count: int, seed: int) -> Batch:
@@ -92,9 +96,9 @@ class Dataset:
 
     def check_output(self, output: TensorInfo) -> None:
         """Raises Failure(DATASET_MISMATCH) when the labels cannot belong to this output of the network."""
-        if self.class_count is None or len(output.shape) < 2:
+        if self.class_count is None:
             return
-        channels = output.shape[1]
+        channels = class_channels(output.shape, self.task)
         if channels is not None and channels <= 5 and self.metric == "top5_accuracy":
             raise Failure(
                 Code.DATASET_MISMATCH,

@@ -54,10 +54,10 @@ class ClassificationMeter:
         labels = labels.cpu()
         self.count += len(labels)
         self.classes = scores.shape[1]
+        _check_labels(labels, self.classes)
         if self.classes == 1:
             self.decisions.add(scores[:, 0], labels)
             return
-        _check_labels(labels, self.classes)
         predicted = scores.argmax(1)
         hit = predicted == labels
         self.correct += int(hit.sum())
@@ -141,6 +141,7 @@ class SegmentationMeter:
         labels = labels.cpu()
         self.count += len(labels)
         named = labels != IGNORE_INDEX
+        _check_labels(labels, scores.shape[1])
         if scores.shape[1] == 1:
             self.decisions.add(scores[:, 0][named], labels[named])
             return
@@ -148,7 +149,6 @@ class SegmentationMeter:
             classes = scores.shape[1]
             self.confusion = torch.zeros(classes, classes, dtype=torch.int64)
         classes = len(self.confusion)
-        _check_labels(labels, classes)
         pairs = labels[named] * classes + scores.argmax(1)[named]
         self.confusion += torch.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
 
@@ -284,7 +284,9 @@ def _f1(true_positive: int, false_positive: int, false_negative: int) -> float |
     return 2 * true_positive / total if total else None
 
 
-def _check_labels(labels: Tensor, classes: int) -> None:
+def _check_labels(labels: Tensor, channels: int) -> None:
+    """One channel is one score, for two classes."""
+    classes = max(2, channels)
     if int(labels.max()) >= classes:
         raise Failure(
             Code.DATASET_MISMATCH,

@@ -22,6 +22,8 @@ Forward = Callable[[tuple[Tensor, ...]], Any]
 """Inputs in call order to outputs: a tensor or array, or a sequence or mapping of them."""
 BATCH_SIZE = 64
 STANDARD_ERRORS = 2.0
+FEWEST_TO_JUDGE = 10
+"""On fewer samples chance and skill look alike: nothing is said."""
 
 
 def as_outputs(value: Any) -> tuple[Any, ...]:
@@ -124,7 +126,7 @@ def at_chance(metric: str, value: float, dataset: Dataset) -> bool:
     IoU guessing evenly if that is better, with two standard errors (of a share, of a standard deviation) on top.
     """
     labels = dataset.val.labels()
-    if labels is None or not len(labels) or metric == "agreement":
+    if labels is None or len(labels) < FEWEST_TO_JUDGE or metric == "agreement":
         return False
     name = cast(Metric, metric)
     chance = _constant_answer(name, labels, dataset)
