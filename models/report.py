@@ -54,7 +54,10 @@ class Measurement(_Frozen):
 
 
 class StepReport(_Frozen):
-    """After one step, inside the engine. `details` is what the step has to say (amount asked and reached, epochs …)."""
+    """After one step, inside the engine. `details` is what the step has to say (amount asked and reached, epochs …).
+
+    `warnings` are the step's own; the report's list has them too.
+    """
 
     index: int
     step: str
@@ -62,6 +65,7 @@ class StepReport(_Frozen):
     resumed: bool = False
     after: Measurement
     details: dict[str, Any] = {}
+    warnings: list[Notice] = []
 
 
 class LayerReport(_Frozen):

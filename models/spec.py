@@ -153,7 +153,7 @@ class Limits(Strict):
 
 
 class Require(Strict):
-    """A floor under the result, decided on the validation data."""
+    """A floor under the result: how far `data.metric` (agreement without labels) may fall on the validation data."""
 
     max_metric_drop: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
     on_miss: Literal["report", "fail"] = "report"

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from models.report import Report
 from tests.e2e.jobs import run_engine, write_data, write_network
+from worker.engine.data.splits import make_splits
 
 CHAIN: list[dict[str, Any]] = [
     {"step": "prune", "amount": {"macs": 0.5}, "round_to": 2},
@@ -78,13 +79,13 @@ def test_stock_onnxruntime_gives_the_accuracy_of_the_report(finished: tuple[Path
     report = Report.model_validate_json((folder / "job/artifacts/report.json").read_bytes())
     data = np.load(folder / "resnet18.npz")
     session = onnxruntime.InferenceSession(folder / "job/artifacts/model.onnx")
-    (name,) = [value.name for key, value in ((i.name, i) for i in session.get_inputs()) if key]
-    (scores,) = session.run(None, {name: next(iter(data.values()))})
-    everywhere = (scores.argmax(1) == data["y"]).mean()
+    (name,) = [value.name for value in session.get_inputs()]
+    (scores,) = session.run(None, {name: data[name]})
+    rows = make_splits(len(data["y"]), None, data["y"], report.provenance.seed).test
     assert report.compressed.metrics is not None
     measured = report.compressed.metrics["accuracy"]
-    assert measured.split == "test"
-    assert abs(everywhere - measured.value) < 0.35  # The test split is a sample of these very rows.
+    assert (measured.split, measured.n) == ("test", len(rows))
+    assert measured.value == pytest.approx((scores.argmax(1) == data["y"])[rows].mean())
     loaded = torch.export.load(folder / "job/artifacts/model.pt2").module()(torch.from_numpy(data[name][:16]))
     assert (loaded.argmax(1).numpy() == scores[:16].argmax(1)).mean() >= 0.9
 
@@ -103,6 +104,48 @@ def test_a_resumed_job_ends_with_the_weights_of_an_uninterrupted_one(
     resumed = load_file(tmp_path / "job/checkpoints" / f"{keys[2]}.safetensors")
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_a_resumed_job_says_what_its_finished_steps_warned_of(tmp_path: Path) -> None:
+    asked = request(tmp_path, "gru", [{"step": "prune", "amount": {"macs": 0.97}}], export=["onnx"])
+    del asked["dataset"], asked["spec"]["dataset"]
+    for folder in (tmp_path / "job", tmp_path / "again"):
+        checkpoints = [str(path) for path in (tmp_path / "job").glob("checkpoints/*")]
+        status, events, log = run_engine(asked | {"folder": str(folder), "checkpoints": checkpoints}, tmp_path)
+        assert status == 0, log
+        assert "amount_not_reached" in [event["notice"]["code"] for event in events if event["type"] == "warning"]
+        report = Report.model_validate_json((folder / "artifacts/report.json").read_bytes())
+        assert [notice.code for notice in report.steps[0].warnings] == ["amount_not_reached"]
+        assert report.steps[0].warnings[0] in report.warnings
+    assert report.steps[0].resumed
+
+
+@pytest.mark.parametrize("on_miss", ["report", "fail"])
+def test_without_labels_what_is_required_is_agreement(on_miss: str, tmp_path: Path) -> None:
+    prune = {"step": "prune", "amount": {"macs": 0.5}, "round_to": 1, "criterion": "random"}
+    require = {"max_metric_drop": 0.0, "on_miss": on_miss}
+    asked = request(tmp_path, "gru", [prune], export=["onnx"], require=require)
+    asked["dataset"]["path"] = str(write_data("gru", tmp_path, labels=False))
+    status, events, log = run_engine(asked, tmp_path)
+    if on_miss == "fail":
+        assert status == 1
+        assert events[-1]["error"]["code"] == "requirement_missed"
+        return
+    assert status == 0, log
+    report = Report.model_validate_json((tmp_path / "job/artifacts/report.json").read_bytes())
+    assert report.requirement_missed is not None
+    assert report.requirement_missed.startswith("agreement on the validation data got worse by ")
+
+
+def test_agreement_may_decide_although_there_are_labels(tmp_path: Path) -> None:
+    asked = request(tmp_path, "gru", [{"step": "finetune", "epochs": 1}], export=["onnx"])
+    asked["spec"] |= {"data": {"dataset": "dat", "metric": "agreement"}, "require": {"max_metric_drop": 0.5}}
+    del asked["spec"]["dataset"]
+    status, _, log = run_engine(asked, tmp_path)
+    assert status == 0, log
+    report = Report.model_validate_json((tmp_path / "job/artifacts/report.json").read_bytes())
+    assert report.steps[0].details["metric"] == "agreement"
+    assert report.requirement_missed is None
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v3", "vit", "gru"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import fx
 
 from models.report import Cause, Measurement, MetricValue
+from models.spec import Metric
 from worker.engine.graph.cost import macs, parameters
 from worker.engine.measure.metrics import evaluate, evaluate_agreement, forward_of, output_index
 from worker.engine.run import Run
@@ -37,6 +38,11 @@ def assess(subject: Subject, run: Run) -> Measurement:
         macs=total_macs(subject.graph, subject),
         reasons=reasons,
     )
+
+
+def deciding(measurement: Measurement, metric: Metric) -> MetricValue | None:
+    """The value of the metric that decides, which may be the agreement; `None` where it was not measured."""
+    return measurement.agreement_with_original if metric == "agreement" else (measurement.metrics or {}).get(metric)
 
 
 def nonzero_parameters(graph: fx.GraphModule) -> int:

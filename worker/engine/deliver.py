@@ -17,7 +17,7 @@ from models.messages import CompressRequest
 from models.report import Cause, FilePair, Measurement, MetricValue, Provenance, Report, StepReport, Verification
 from models.spec import ExportFormat
 from models.statuses import Phase
-from worker.engine.assess import nonzero_parameters, total_macs
+from worker.engine.assess import deciding, nonzero_parameters, total_macs
 from worker.engine.export.onnx import export_onnx
 from worker.engine.export.pt2 import export_pt2
 from worker.engine.graph.cost import parameters
@@ -185,12 +185,13 @@ def _measurement(
 
 def _requirement(run: Run, before: Measurement, steps: list[StepReport]) -> str | None:
     """In words, how far the validation metric fell below what `require` allows; None when it did not."""
-    if run.spec.require is None or run.data is None or not before.metrics:
+    if run.spec.require is None or run.data is None:
         return None
     metric, allowed = run.data.metric, run.spec.require.max_metric_drop
-    after = steps[-1].after.metrics if steps else before.metrics
-    assert after is not None
-    lost = drop(metric, before.metrics[metric].value, after[metric].value)
+    first, last = deciding(before, metric), deciding(steps[-1].after, metric)
+    assert first is not None
+    assert last is not None
+    lost = drop(metric, first.value, last.value)
     if lost <= allowed:
         return None
     return f"{metric} on the validation data got worse by {lost:.4f}, more than the {allowed:g} allowed"

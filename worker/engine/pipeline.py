@@ -16,7 +16,7 @@ from models.report import Measurement, StepReport
 from models.rules import check, resolve
 from models.spec import FinetuneStep, PruneStep, QuantizeStep
 from models.statuses import Phase
-from worker.engine.assess import assess
+from worker.engine.assess import assess, deciding
 from worker.engine.checkpoint import restore_checkpoint, save_checkpoint
 from worker.engine.data.dataset import open_dataset
 from worker.engine.data.inspect import inspect_dataset
@@ -87,14 +87,12 @@ def _read(request: CompressRequest, run: Run) -> Subject:
 
 
 def _warn_of_a_baseline_at_chance(run: Run, baseline: Measurement) -> None:
-    if run.data is None or not baseline.metrics:
+    if run.data is None or (measured := deciding(baseline, run.data.metric)) is None:
         return
-    name = run.data.metric
-    value = baseline.metrics[name].value
-    if at_chance(name, value, run.data):
+    if at_chance(run.data.metric, measured.value, run.data):
         run.warn(
             "check_preprocessing",
-            f"The original scores {name} {value:.3f}, no better than chance: "
+            f"The original scores {run.data.metric} {measured.value:.3f}, no better than chance: "
             "check `transform` (scale, mean, std) and the order of the classes.",
         )
 
@@ -114,6 +112,8 @@ def _take_steps(subject: Subject, run: Run, keys: list[str], done: list[StepRepo
     width = (_STEPS_END - _STEPS_START) / sum(_WEIGHTS[step.step] for step in steps)
     start, reports = _STEPS_START, list(done)
     for report in done:
+        for notice in report.warnings:
+            run.warn(notice.code, notice.message)
         run.emit(StepEvent(report=report))
     for index, step in enumerate(steps):
         run.step_index = index
@@ -121,11 +121,17 @@ def _take_steps(subject: Subject, run: Run, keys: list[str], done: list[StepRepo
         start += width * _WEIGHTS[step.step]
         if index < len(done):
             continue
-        began = time.monotonic()
+        began, said = time.monotonic(), len(run.warnings)
         torch.manual_seed((run.spec.seed + index) % 2**63)
         details = STEPS[type(step)](subject, step, run)
-        seconds = round(time.monotonic() - began, 3)
-        report = StepReport(index=index, step=step.step, seconds=seconds, after=assess(subject, run), details=details)
+        report = StepReport(
+            index=index,
+            step=step.step,
+            seconds=round(time.monotonic() - began, 3),
+            after=assess(subject, run),
+            details=details,
+            warnings=run.warnings[said:],
+        )
         reports.append(report)
         run.emit(StepEvent(report=report))
         path = run.folder / "checkpoints" / f"{keys[index]}.safetensors"
