@@ -24,10 +24,11 @@ MINIMUM_LENGTH = len(PREFIX) + 32
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Whose objects a request may see, and whether it may change them."""
+    """Whose objects a request may see, and whether it may change them. `key_id` is `None` under open access."""
 
     tenant: str
     read_only: bool = False
+    key_id: str | None = None
 
 
 class NotStarting(Exception):
@@ -82,12 +83,14 @@ def prepare_access(settings: Settings, database: Database) -> None:
             )
         return
     with database.transaction() as session:
-        if session.scalar(select(func.count()).select_from(Key)):
+        if session.scalar(select(func.count()).where(Key.revoked_at.is_(None))):
             return
+        if session.scalar(select(func.count()).select_from(Key)):
+            raise NotStarting("Every key is revoked. Make another: `modelpress keys create`.")
         secret = settings.bootstrap_key
         if secret is None:
             raise NotStarting(
-                "There is no key yet. Run `python -m api create-key`, or set MODELPRESS_BOOTSTRAP_KEY once, "
+                "There is no key yet. Run `modelpress keys create`, or set MODELPRESS_BOOTSTRAP_KEY once, "
                 "or set MODELPRESS_OPEN_ACCESS=true on loopback."
             )
         if not secret.startswith(PREFIX) or len(secret) < MINIMUM_LENGTH:
@@ -110,4 +113,13 @@ def caller_of(settings: Settings, database: Database, secret: str | None) -> Cal
         key = session.scalar(select(Key).where(Key.secret_sha256 == _hash(secret), Key.revoked_at.is_(None)))
         if key is None:
             raise Failure(Code.UNAUTHORIZED, "The key is unknown or revoked.")
-        return Caller(key.tenant, key.read_only)
+        return Caller(key.tenant, key.read_only, key.id)
+
+
+def is_still_allowed(database: Database, caller: Caller) -> bool:
+    """Whether the caller's key was not revoked since; for answers that go on for long."""
+    if caller.key_id is None:
+        return True
+    with database.read() as session:
+        alive = select(Key.id).where(Key.id == caller.key_id, Key.revoked_at.is_(None))
+        return session.scalar(alive) is not None

@@ -59,7 +59,7 @@ async def list_events(
     if await run_in_threadpool(events.is_over, service, caller.tenant, job_id, last):
         return Response(status_code=204)
     return StreamingResponse(
-        events.stream(service, caller.tenant, job_id, last),
+        events.stream(service, caller, job_id, last),
         media_type=EVENT_STREAM,
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no", "Vary": "Accept"},
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
+from api.auth import Caller, is_still_allowed
 from api.deps import Service
 from api.services.jobs import own_job, view_of
 from models import queue
@@ -22,6 +24,8 @@ from models.views import EventPage, StoredEventView
 logger = logging.getLogger("modelpress.api")
 
 KEEP_ALIVE_SECONDS = 15.0
+KEY_SECONDS = 10.0
+"""How long a stream may go on, quiet or not, without asking whether its key was revoked."""
 EVENTS_A_READ = 500
 RECONNECT_MS = 1000
 MAX_EVENT_ID = 2**31 - 1
@@ -56,21 +60,26 @@ def is_over(service: Service, tenant: str, job_id: str, after: int) -> bool:
         return JobStatus(job.status).is_terminal and after >= job.event_count
 
 
-async def stream(service: Service, tenant: str, job_id: str, after: int) -> AsyncIterator[bytes]:
-    """Server-sent events behind `after`, as they happen, until the terminal one or the job's deletion."""
+async def stream(service: Service, caller: Caller, job_id: str, after: int) -> AsyncIterator[bytes]:
+    """Server-sent events behind `after`, as they happen, until the terminal one, or the deletion of the job or key."""
     yield f"retry: {RECONNECT_MS}\n\n".encode()
     try:
-        async for frame in _frames(service, tenant, job_id, after):
+        async for frame in _frames(service, caller, job_id, after):
             yield frame
     except Failure as failure:
         # The answer has begun, so it can only end: clients connect again and resume.
         logger.warning("the stream of %s ends early: %s", job_id, failure.message)
 
 
-async def _frames(service: Service, tenant: str, job_id: str, last: int) -> AsyncIterator[bytes]:
+async def _frames(service: Service, caller: Caller, job_id: str, last: int) -> AsyncIterator[bytes]:
+    asked = time.monotonic()
     async with service.watch.on(job_id) as feed:
         while not service.watch.closing:
             turn = feed.turn
+            if time.monotonic() - asked >= KEY_SECONDS:
+                if not await run_in_threadpool(is_still_allowed, service.database, caller):
+                    return
+                asked = time.monotonic()
             events: Sequence[Event] | None = feed.after(last)
             if events is None:
                 events = await run_in_threadpool(_read_alone, service, job_id, last)
@@ -79,12 +88,12 @@ async def _frames(service: Service, tenant: str, job_id: str, last: int) -> Asyn
             for event in events:
                 last = event.id
                 if _is_terminal(event):
-                    yield await run_in_threadpool(_last_frame, service, tenant, event)
+                    yield await run_in_threadpool(_last_frame, service, caller.tenant, event)
                     return
                 yield _frame(event, None)
             if len(events) == EVENTS_A_READ:
                 continue
-            if not await feed.wait(turn, KEEP_ALIVE_SECONDS):
+            if not await feed.wait(turn, KEEP_ALIVE_SECONDS):  # longer than KEY_SECONDS: each keep-alive asks
                 yield b": keep-alive\n\n"
             await asyncio.sleep(0)
 

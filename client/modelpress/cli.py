@@ -96,6 +96,18 @@ def _parser() -> argparse.ArgumentParser:
     fetch.add_argument("job")
     fetch.add_argument("-o", "--output", metavar="DIR", help="default: the job's id")
 
+    keys = add("keys", "make, list and revoke API keys, on the machine of the service and with its settings")
+    action = keys.add_subparsers(dest="action", required=True, metavar="ACTION")
+    create = action.add_parser("create", help="make a key and print it, once; only its hash is stored")
+    create.add_argument("--tenant", help="whose networks, data sets and jobs it opens")
+    create.add_argument("--name", help="to know it again in the list")
+    create.add_argument("--read-only", action="store_true", help="it may look and download, and change nothing")
+    listing = action.add_parser("list", help="list keys, never their secrets")
+    listing.add_argument("--tenant")
+    listing.add_argument("--json", action="store_true")
+    revoke = action.add_parser("revoke", help="make a key useless at once")
+    revoke.add_argument("id", help="as `list` shows it")
+
     add("demo", "show everything on this machine: a service of its own, a small network, real data")
     return parser
 

@@ -19,6 +19,7 @@ from modelpress.comparison import comparison
 from modelpress.job import Job
 from modelpress.network_file import prepare as prepare_network
 from modelpress.offline import check as check_file
+from modelpress.offline import manage_keys
 from modelpress.outcomes import ModelpressError, describe_error
 from modelpress.progress import job_bar, note, transfers
 from modelpress.types import Upload
@@ -133,6 +134,10 @@ def fetch(options: Options) -> int:
     with _client(options) as client:
         _fetch(client.jobs.get(options.job), options.output)
     return 0
+
+
+def keys(options: Options) -> int:
+    return manage_keys(options)
 
 
 def demo(options: Options) -> int:

@@ -1,7 +1,8 @@
-"""`check`: read a network with the engine's own reader on this machine, before anything is sent."""
+"""What is done on this machine, without HTTP: `check` reads a network as the engine does, `keys` is for operators."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -43,6 +44,24 @@ def check(path: str | Path) -> Json:
         missing = done.stderr.strip().splitlines()[-1]
         raise ModelpressError(f"check needs the engine: `pip install 'modelpress[worker]'` ({missing}).")
     raise ModelpressError(f"The engine ended with status {done.returncode}: {done.stderr.strip()[-600:]}")
+
+
+def manage_keys(options: argparse.Namespace) -> int:
+    """Make, list or revoke keys in the service's database, with the service's own program and `MODELPRESS_*` settings.
+
+    Raises ModelpressError when the service is not installed here.
+    """
+    given = vars(options)
+    words = [f"--{name}={given[name]}" for name in ("tenant", "name") if given.get(name)]
+    words += [option for name, option in (("read_only", "--read-only"), ("json", "--json")) if given.get(name)]
+    words += ["--", given["id"]] if "id" in given else []
+    command = [sys.executable, "-P", "-m", "api", "keys", options.action, *words]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+    if "No module named" in done.stderr:
+        missing = done.stderr.strip().splitlines()[-1]
+        raise ModelpressError(f"keys needs the service: `pip install 'modelpress[api]'` ({missing}).")
+    sys.stderr.write(done.stderr)
+    return done.returncode
 
 
 def _events(output: str) -> list[Json]:

@@ -161,7 +161,7 @@ def test_requirements_are_those_of_the_project_and_an_unknown_extra_is_refused()
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """Everything up, in the order of `depends_on`; without the GPU's worker, and without nginx where there is none."""
     with Stack(tmp_path_factory.mktemp("stack")) as running:
-        for name in _in_order(running.services):
+        for name in compose.in_order(running.services):
             if name == "worker-gpu" or (name == "proxy" and nginx() is None):
                 continue
             if name == "migrate":
@@ -174,19 +174,6 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
             running.start(name)
         running.until_healthy("api", "control", "worker")
         yield running
-
-
-def _in_order(services: dict[str, Any]) -> list[str]:
-    order: list[str] = []
-    while len(order) < len(services):
-        free = [
-            name
-            for name, service in services.items()
-            if name not in order and all(dependency in order for dependency in service.get("depends_on", {}))
-        ]
-        assert free, "depends_on goes in circles"
-        order += free
-    return order
 
 
 @pytest.fixture
@@ -235,7 +222,7 @@ def test_migrating_again_does_nothing(stack: Stack) -> None:
 
 
 def test_a_key_can_be_made_beside_the_first_one(stack: Stack, url: str) -> None:
-    made = stack.run("api", "python", "-P", "-m", "api", "create-key", "--read-only")
+    made = stack.run("api", "python", "-P", "-m", "api", "keys", "create", "--read-only")
     key = {"Authorization": f"Bearer {made.stdout.strip()}"}
     assert httpx.get(f"{url}/jobs", headers=key).status_code == 200
     assert httpx.get(f"{url}/jobs").status_code == 401
