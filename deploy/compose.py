@@ -41,6 +41,21 @@ def variables_of(file: Path = FILE) -> set[str]:
     return passed | {match[2] for match in _VARIABLE.finditer(yaml.safe_dump(document)) if match[2]}
 
 
+def in_order(services: Mapping[str, Any]) -> list[str]:
+    """Names of services, each behind those it depends on. Raises `ValueError` when that goes in circles."""
+    order: list[str] = []
+    while len(order) < len(services):
+        free = [
+            name
+            for name, service in services.items()
+            if name not in order and all(other in order for other in service.get("depends_on", {}))
+        ]
+        if not free:
+            raise ValueError(f"depends_on goes in circles, or to what is not there: {set(services) - set(order)}")
+        order += free
+    return order
+
+
 def seconds(duration: str) -> float:
     """Of a duration like `45s` or `1m`."""
     return float(duration[:-1]) * {"s": 1, "m": 60}[duration[-1]]
