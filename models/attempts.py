@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, and_, func, select, update
+from sqlalchemy import ColumnElement, and_, delete, func, select, update
 from sqlalchemy.orm import Session
 
 from models.database import upsert
@@ -97,8 +97,10 @@ def add_checkpoint(
     sha256: str,
     size_bytes: int,
     now: datetime,
+    supersedes: str | None = None,
 ) -> bool:
-    """Name the state after a step, for another attempt and for every job of the tenant with the same key."""
+    """Name a state for another attempt, and for every job of the tenant with the same key. It takes the place of an
+    older one with its key, and of the one with the key `supersedes`."""
     job = _lock(session, job_id, attempt)
     if job is None:
         return False
@@ -106,6 +108,8 @@ def add_checkpoint(
         tenant=job.tenant, key=key, step_index=step_index, sha256=sha256, size_bytes=size_bytes, created_at=now
     )
     upsert(session, checkpoint)
+    if supersedes is not None:
+        session.execute(delete(Checkpoint).where(Checkpoint.tenant == job.tenant, Checkpoint.key == supersedes))
     return True
 
 

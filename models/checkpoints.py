@@ -46,3 +46,13 @@ def checkpoint_key(network_sha256: str, dataset_sha256: str | None, spec: Spec, 
 def checkpoint_keys(network_sha256: str, dataset_sha256: str | None, spec: Spec) -> list[str]:
     """The keys after the first step, after the second, … of `spec`."""
     return [checkpoint_key(network_sha256, dataset_sha256, spec, index) for index in range(len(spec.steps or []))]
+
+
+def inside_key(key: str) -> str:
+    """Of the newest state inside the step whose end has `key`."""
+    return hashlib.sha256(f"inside {key}".encode()).hexdigest()
+
+
+def in_order(keys: list[str]) -> list[str]:
+    """Of `checkpoint_keys`, every key there is, in the order of progress: inside the first step, after it, inside …"""
+    return [each for key in keys for each in (inside_key(key), key)]

@@ -66,12 +66,14 @@ class StepEvent(_Event):
 
 
 class CheckpointEvent(_Event):
-    """The state after step `step_index` lies at `path` (relative to the job folder): one safetensors file.
+    """The state after step `step_index`, or inside it in `epoch`, lies at `path` (relative to the job folder): one
+    safetensors file.
 
     `key` identifies what it is the result of: network, data, spec prefix, seed, code version."""
 
     type: Literal["checkpoint"] = "checkpoint"
     step_index: int
+    epoch: int | None = None
     path: str
     key: str
 

@@ -53,7 +53,8 @@ class InspectDatasetRequest(_Request):
 
 
 class CompressRequest(_Request):
-    """`folder` is the job folder: the engine writes nowhere else. `checkpoints` are files of finished steps."""
+    """`folder` is the job folder: the engine writes nowhere else. `checkpoints` are files of finished steps, or
+    of states inside one, which are kept every `checkpoint_seconds`."""
 
     kind: Literal["compress"] = "compress"
     network: InputFile
@@ -63,6 +64,7 @@ class CompressRequest(_Request):
     device: Literal["cpu", "cuda"] = "cpu"
     threads: Annotated[int, Field(ge=1, le=256)] = 1
     checkpoints: list[Path] = []
+    checkpoint_seconds: Annotated[float, Field(gt=0)] = 300.0
 
 
 EngineRequest = Annotated[InspectNetworkRequest | InspectDatasetRequest | CompressRequest, Field(discriminator="kind")]

@@ -51,6 +51,9 @@ class Settings(BaseSettings):
     lease_seconds: float = 30.0
     sweep_seconds: float = 5.0
     cancel_grace_seconds: float = 10.0
+    checkpoint_seconds: Annotated[float, Field(gt=0)] = Field(
+        default=300.0, description="Between two states kept inside a step, so that no more work than this is lost."
+    )
     inspect_timeout_seconds: float = 600.0
     stall_seconds: float = 600.0
     max_strikes: int = Field(default=3, description="Attempts that may end badly before a job fails.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
@@ -13,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from models import attempts, transitions
 from models.attempts import PublishedArtifact
-from models.checkpoints import checkpoint_keys
+from models.checkpoints import checkpoint_keys, in_order, inside_key
 from models.database import Database, now
 from models.errors import Code, Failure, JobError
 from models.events import ArtifactEvent, CheckpointEvent, EngineEvent, FailedEvent, FinishedEvent, PhaseEvent
@@ -36,7 +37,7 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Assignment:
-    """A claimed job and what it needs; `checkpoint` is the newest state that one of its steps ends in."""
+    """A claimed job and what it needs; `checkpoint` is the furthest state that is kept of it."""
 
     job: Job
     spec: Spec
@@ -68,8 +69,10 @@ def _assignment(session: Session, job: Job) -> Assignment:
     spec = Spec.model_validate(job.resolved_spec)
     network = session.get_one(Network, job.network_id)
     dataset_sha256 = session.get_one(Dataset, job.dataset_id).sha256 if job.dataset_id else None
-    found = attempts.checkpoints(session, job.tenant, checkpoint_keys(network.sha256, dataset_sha256, spec))
-    return Assignment(job, spec, network.sha256, dataset_sha256, found[-1] if found else None)
+    keys = in_order(checkpoint_keys(network.sha256, dataset_sha256, spec))
+    found = attempts.checkpoints(session, job.tenant, keys)
+    furthest = max(found, key=lambda checkpoint: keys.index(checkpoint.key), default=None)
+    return Assignment(job, spec, network.sha256, dataset_sha256, furthest)
 
 
 def run_job(supervisor: Supervisor, assignment: Assignment) -> None:
@@ -144,6 +147,7 @@ class _Attempt:
             device="cuda" if self._settings.device_class == "cuda" else "cpu",
             threads=self._settings.engine_threads,
             checkpoints=checkpoints,
+            checkpoint_seconds=self._settings.scaled(self._settings.checkpoint_seconds),
         )
         folder.request.write_text(request.model_dump_json())
 
@@ -167,18 +171,29 @@ class _Attempt:
         self._journal.record(event)
 
     def _keep_checkpoint(self, event: CheckpointEvent, folder: RunFolder) -> None:
-        if event.key not in self._keys:
+        what = f"the checkpoint of step {event.step_index}"
+        ends = {key: inside_key(key) for key in self._keys}
+        if event.key not in ends and event.key not in ends.values():
             # Not for this job, whatever the engine says; so another version of it runs than this worker knows.
-            self._journal.log(f"the checkpoint of step {event.step_index} is not kept: its key is not this job's\n")
+            self._journal.log(f"{what} is not kept: its key is not this job's\n")
             return
-        blob = publish(self._supervisor.blobs, folder.job, event.path)
+        if event.epoch is not None and not os.path.lexists(folder.job / event.path):
+            return  # newer ones were written while nobody could listen
+        try:
+            blob = publish(self._supervisor.blobs, folder.job, event.path)
+        except Failure as failure:
+            if failure.code is not Code.DISK_FULL:
+                raise
+            self._journal.log(f"{what} is not kept: {failure.message}\n")
+            return
         self._journal.write(
             lambda session, moment: attempts.add_checkpoint(
                 session,
                 self._id,
                 self._number,
                 key=event.key,
-                step_index=self._keys.index(event.key),
+                step_index=in_order(self._keys).index(event.key) // 2,
+                supersedes=ends.get(event.key),
                 sha256=blob.sha256,
                 size_bytes=blob.size_bytes,
                 now=moment,

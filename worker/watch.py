@@ -130,7 +130,7 @@ class Watch:
         self._child.terminate()
         deadline = time.monotonic() + self._patience.grace
         with contextlib.suppress(_Ended):
-            while self._child.poll() is None and time.monotonic() < deadline:
+            while (self._child.poll() is None or self._child.has_more()) and time.monotonic() < deadline:
                 self._hear(*self._read(TICK_SECONDS))
 
     def _read(self, timeout: float) -> tuple[list[bytes], bytes]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +121,33 @@ def test_a_resumed_job_says_what_its_finished_steps_warned_of(tmp_path: Path) ->
         assert [notice.code for notice in report.steps[0].warnings] == ["amount_not_reached"]
         assert report.steps[0].warnings[0] in report.warnings
     assert report.steps[0].resumed
+
+
+def test_an_engine_told_to_stop_while_it_trains_keeps_its_state_and_another_ends_with_the_same_bytes(
+    finished: tuple[Path, list[dict[str, Any]], dict[str, Any]], tmp_path: Path
+) -> None:
+    folder, _, asked = finished
+    asked = asked | {"folder": str(tmp_path / "job")}
+    (tmp_path / "request.json").write_text(json.dumps(asked))
+    command = [sys.executable, "-P", "-m", "worker.engine", str(tmp_path / "request.json")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as engine:
+        assert engine.stdout is not None
+        events = []
+        for line in engine.stdout:
+            events.append(json.loads(line))
+            if events[-1]["type"] == "progress" and events[-1]["epoch"] == 1:
+                engine.send_signal(signal.SIGTERM)
+                break
+        events += [json.loads(line) for line in engine.stdout]
+    assert engine.returncode == 128 + signal.SIGTERM
+    assert (events[-1]["type"], events[-1]["step_index"], events[-1]["epoch"]) == ("checkpoint", 1, 1)
+
+    state = tmp_path / "job" / events[-1]["path"]
+    status, events, log = run_engine(asked | {"checkpoints": [str(state)], "folder": str(tmp_path / "on")}, tmp_path)
+    assert status == 0, log
+    assert [event["report"]["resumed"] for event in events if event["type"] == "step"] == [True, True, False]
+    for name in ("model.onnx", "model.pt2", "spec.json"):
+        assert (tmp_path / "on/artifacts" / name).read_bytes() == (folder / "job/artifacts" / name).read_bytes(), name
 
 
 @pytest.mark.parametrize("on_miss", ["report", "fail"])

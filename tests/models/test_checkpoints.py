@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from models import checkpoints
-from models.checkpoints import checkpoint_key, checkpoint_keys
+from models.checkpoints import checkpoint_key, checkpoint_keys, in_order, inside_key
 from models.spec import Spec
 
 NETWORK, DATASET = "a" * 64, "b" * 64
@@ -62,6 +62,12 @@ def test_each_step_has_a_key_of_its_own() -> None:
     keys = checkpoint_keys(NETWORK, DATASET, spec)
     assert keys == [checkpoint_key(NETWORK, DATASET, spec, index) for index in (0, 1)]
     assert len(set(keys)) == 2
+
+
+def test_the_state_inside_a_step_comes_before_its_end_and_after_the_step_before() -> None:
+    first, second = checkpoint_keys(NETWORK, DATASET, Spec.model_validate(BASE))
+    assert in_order([first, second]) == [inside_key(first), first, inside_key(second), second]
+    assert len(set(in_order([first, second]))) == 4
 
 
 def test_a_changed_engine_resumes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -261,6 +261,25 @@ def test_a_checkpoint_serves_every_job_of_its_tenant_and_no_other(session: Sessi
     assert session.scalar(select(func.count()).select_from(Checkpoint)) == 2
 
 
+def test_the_end_of_a_step_takes_the_place_of_the_states_inside_it(session: Session) -> None:
+    job_id = job_in(session, RUNNING)
+    for key, sha256, supersedes in (("inside", "c", None), ("inside", "d", None), ("end", "e", "inside")):
+        found = attempts.checkpoints(session, "a", ["inside", "end"])
+        assert len(found) <= 1
+        assert attempts.add_checkpoint(
+            session,
+            job_id,
+            1,
+            key=key,
+            step_index=1,
+            sha256=sha256 * 64,
+            size_bytes=3,
+            supersedes=supersedes,
+            now=at(9),
+        )
+    assert [row.sha256[0] for row in attempts.checkpoints(session, "a", ["inside", "end"])] == ["e"]
+
+
 @pytest.mark.parametrize("status", JobStatus)
 def test_a_job_is_deleted_with_all_it_has_once_it_ended(session: Session, status: JobStatus) -> None:
     job_id = job_in(session, status)

@@ -1,6 +1,7 @@
 """`python -P -m worker.engine REQUEST.json`: one request in, one JSON event a line on stdout, the log on stderr.
 
-Exit status: 0 after `finished` or `inspected`, 1 after `failed`, 2 for a request that is not one.
+Exit status: 0 after `finished` or `inspected`, 1 after `failed`, 2 for a request that is not one. SIGTERM during
+training has a last checkpoint written first, then status 143 and no last word; at other times it ends the process.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -27,6 +29,7 @@ from models.messages import (
 )
 from worker.engine.data.inspect import inspect_dataset
 from worker.engine.inspect import inspect_network
+from worker.engine.interrupts import Stopped
 from worker.engine.pipeline import compress
 
 
@@ -49,6 +52,8 @@ def main(arguments: list[str]) -> int:
 
     try:
         _serve(request, remember)
+    except Stopped:
+        return 128 + signal.SIGTERM
     except Exception as error:
         traceback.print_exc()
         failure = _as_failure(error)

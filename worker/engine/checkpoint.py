@@ -1,43 +1,107 @@
-"""The state after a step, as one safetensors file: what the steps did, and every weight. No pickle."""
+"""The state after a step, or inside one, as one safetensors file: what the steps did, and every weight. No pickle."""
 
 from __future__ import annotations
 
+import errno
 import json
+import shutil
 from pathlib import Path
 
 import torch
 from pydantic import TypeAdapter
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from models.checkpoints import inside_key
 from models.errors import Code, Failure
+from models.events import CheckpointEvent
 from models.report import StepReport
 from worker.engine.prune.step import replay as replay_prune
 from worker.engine.quantize.step import replay as replay_quantize
+from worker.engine.run import Run
 from worker.engine.subject import Record, Subject
+from worker.engine.train.state import TrainingState
 from worker.engine.train.step import replay as replay_finetune
 
-_FORMAT = "modelpress-checkpoint-1"
+_FORMAT = "modelpress-checkpoint-2"
 REPLAY = {"prune": replay_prune, "finetune": replay_finetune, "quantize": replay_quantize}
 _REPORTS = TypeAdapter(list[StepReport])
+_NETWORK = "network."
+"""How `TrainingState` names the weights that are the subject's own."""
+
+_STATES_KEPT = 3
+"""Files of states inside a step: the newest, and those that the worker may not have copied yet."""
 
 
-def save_checkpoint(subject: Subject, reports: list[StepReport], path: Path) -> None:
-    """Write `subject` after its last step to `path`. Tied parameters are written once."""
+class Checkpoints:
+    """Of one run: writes them and says where they lie. A disk that is full costs the checkpoint, not the job."""
+
+    def __init__(self, subject: Subject, run: Run, keys: list[str]) -> None:
+        self._subject, self._run, self._keys = subject, run, keys
+        self._folder = run.folder / "checkpoints"
+        self._states: list[Path] = []
+
+    def after_step(self, reports: list[StepReport]) -> None:
+        """The last of `reports` is of the step that just ended."""
+        key = self._keys[len(reports) - 1]
+        path = self._folder / f"{key}.safetensors"
+        if self._save(reports, path, None):
+            self._say(len(reports) - 1, None, path)
+
+    def inside_step(self, reports: list[StepReport], state: TrainingState) -> None:
+        """In the step after the last of `reports`. Each gets a file of its own: the one before may be being read."""
+        key = inside_key(self._keys[len(reports)])
+        number = int(self._states[-1].parent.name) + 1 if self._states else 1
+        path = self._folder / str(number) / f"{key}.safetensors"
+        if self._save(reports, path, state):
+            self._states.append(path)
+            self._say(len(reports), state.data["epoch"], path)
+        for old in self._states[:-_STATES_KEPT]:
+            shutil.rmtree(old.parent)
+            self._states.remove(old)
+
+    def _save(self, reports: list[StepReport], path: Path, state: TrainingState | None) -> bool:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_checkpoint(self._subject, reports, path, state)
+        except (OSError, SafetensorError) as error:
+            if not _is_disk_full(error):
+                raise
+            path.unlink(missing_ok=True)
+            self._run.warn("checkpoint_not_kept", "The disk is full: should this attempt be lost, work is done again.")
+            return False
+        return True
+
+    def _say(self, step_index: int, epoch: int | None, path: Path) -> None:
+        name = str(path.relative_to(self._run.folder))
+        self._run.emit(CheckpointEvent(step_index=step_index, epoch=epoch, path=name, key=path.stem))
+
+
+def save_checkpoint(
+    subject: Subject, reports: list[StepReport], path: Path, training: TrainingState | None = None
+) -> None:
+    """Write `subject` to `path`, after its last step or, with `training`, inside the next. Tied parameters are written
+    once, and the network that is trained not a second time."""
     tensors = {f"state.{name}": tensor.detach().contiguous() for name, tensor in _state(subject).items()}
     for index, record in enumerate(subject.records):
         for name, tensor in record.tensors.items():
             tensors[f"record.{index}.{name}"] = tensor.detach().contiguous()
+    inside = {} if training is None else training.tensors
+    for name, tensor in inside.items():
+        if not name.startswith(_NETWORK):
+            tensors[f"training.{name}"] = tensor.contiguous()
     metadata = {
         "format": _FORMAT,
         "records": json.dumps([{"step": record.step, "data": record.data} for record in subject.records]),
         "reports": _REPORTS.dump_json(reports).decode(),
+        "training": json.dumps(None if training is None else training.data),
     }
     save_file(tensors, path, metadata)
 
 
-def restore_checkpoint(subject: Subject, path: Path) -> list[StepReport]:
-    """Bring a freshly lifted `subject` to the state in `path`; the reports of the steps it stands for come back.
+def restore_checkpoint(subject: Subject, path: Path) -> tuple[list[StepReport], TrainingState | None]:
+    """Bring a freshly lifted `subject` to the state in `path`; the reports of the steps it stands for come back, and
+    what the training that was under way goes on from.
 
     Raises `Failure(INTERNAL)` when the file is not a checkpoint of this network.
     """
@@ -59,7 +123,21 @@ def restore_checkpoint(subject: Subject, path: Path) -> list[StepReport]:
         with torch.no_grad():
             for name, tensor in state.items():
                 tensor.copy_(file.get_tensor(f"state.{name}"))
-    return [report.model_copy(update={"resumed": True}) for report in _REPORTS.validate_json(metadata["reports"])]
+        training = None
+        if (data := json.loads(metadata["training"])) is not None:
+            inside = {
+                name.removeprefix("training."): file.get_tensor(name) for name in names if name.startswith("training.")
+            }
+            network = {f"{_NETWORK}{name}": file.get_tensor(f"state.{name}") for name in state}
+            training = TrainingState(data, inside | network)
+    reports = [report.model_copy(update={"resumed": True}) for report in _REPORTS.validate_json(metadata["reports"])]
+    return reports, training
+
+
+def _is_disk_full(error: OSError | SafetensorError) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return "os error 28)" in str(error) or "os error 122)" in str(error)  # it wraps the system's error in words
 
 
 def _state(subject: Subject) -> dict[str, torch.Tensor]:

@@ -8,27 +8,29 @@ from typing import Any
 
 import torch
 
-from models.checkpoints import checkpoint_keys
+from models.checkpoints import checkpoint_keys, in_order
 from models.errors import Code, Failure
-from models.events import CheckpointEvent, EngineEvent, FinishedEvent, StepEvent
+from models.events import EngineEvent, FinishedEvent, StepEvent
 from models.messages import CompressRequest
 from models.report import Measurement, StepReport
 from models.rules import check, resolve
 from models.spec import FinetuneStep, PruneStep, QuantizeStep
 from models.statuses import Phase
 from worker.engine.assess import assess, deciding
-from worker.engine.checkpoint import restore_checkpoint, save_checkpoint
+from worker.engine.checkpoint import Checkpoints, restore_checkpoint
 from worker.engine.data.dataset import open_dataset
 from worker.engine.data.inspect import inspect_dataset
 from worker.engine.deliver import REPORT, deliver
 from worker.engine.graph.describe import describe_network
 from worker.engine.graph.lift import lift
 from worker.engine.ingest.read import read_network
+from worker.engine.interrupts import Interrupts
 from worker.engine.measure.metrics import at_chance
 from worker.engine.prune.step import run as prune
 from worker.engine.quantize.step import run as quantize
 from worker.engine.run import Run
 from worker.engine.subject import Subject
+from worker.engine.train.state import TrainingState
 from worker.engine.train.step import run as finetune
 
 STEPS: dict[type, Callable[[Subject, Any, Run], dict[str, Any]]] = {
@@ -49,7 +51,8 @@ def compress(request: CompressRequest, emit: Callable[[EngineEvent], None]) -> N
     torch.set_num_threads(request.threads)
     folder = request.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    run = Run(spec=request.spec, folder=folder, emit=emit, device=_device(request.device))
+    interrupts = Interrupts(request.checkpoint_seconds)
+    run = Run(request.spec, folder, emit, _device(request.device), interrupts=interrupts)
 
     run.phase(Phase.INSPECTING)
     with run.timed("inspect"):
@@ -63,7 +66,8 @@ def compress(request: CompressRequest, emit: Callable[[EngineEvent], None]) -> N
         baseline = assess(subject, run)
     _warn_of_a_baseline_at_chance(run, baseline)
 
-    reports = _take_steps(subject, run, keys, _resume(subject, request, keys))
+    done, run.state = _resume(subject, request, keys)
+    reports = _take_steps(subject, run, Checkpoints(subject, run, keys), done)
     deliver(subject, run, request, baseline, reports)
     emit(FinishedEvent(report=REPORT))
 
@@ -97,17 +101,20 @@ def _warn_of_a_baseline_at_chance(run: Run, baseline: Measurement) -> None:
         )
 
 
-def _resume(subject: Subject, request: CompressRequest, keys: list[str]) -> list[StepReport]:
-    """Restore the furthest checkpoint handed over; their files are named by key. The steps it stands for come back."""
+def _resume(
+    subject: Subject, request: CompressRequest, keys: list[str]
+) -> tuple[list[StepReport], TrainingState | None]:
+    """Restore the furthest checkpoint handed over; their files are named by key. The steps it stands for come back,
+    and the state inside the next one, where it is of that."""
     offered = {path.stem: path for path in request.checkpoints}
-    for key in reversed(keys):
+    for key in reversed(in_order(keys)):
         if key in offered:
             return restore_checkpoint(subject, offered[key])
-    return []
+    return [], None
 
 
-def _take_steps(subject: Subject, run: Run, keys: list[str], done: list[StepReport]) -> list[StepReport]:
-    """Every step not done yet, each measured and checkpointed as soon as it ends."""
+def _take_steps(subject: Subject, run: Run, checkpoints: Checkpoints, done: list[StepReport]) -> list[StepReport]:
+    """Every step not done yet, each measured and checkpointed as soon as it ends, and inside where it takes long."""
     steps = run.spec.steps or []
     width = (_STEPS_END - _STEPS_START) / sum(_WEIGHTS[step.step] for step in steps)
     start, reports = _STEPS_START, list(done)
@@ -115,6 +122,12 @@ def _take_steps(subject: Subject, run: Run, keys: list[str], done: list[StepRepo
         for notice in report.warnings:
             run.warn(notice.code, notice.message)
         run.emit(StepEvent(report=report))
+
+    def keep_state(state: TrainingState) -> None:
+        checkpoints.inside_step(reports, state)
+        run.interrupts.state_kept()
+
+    run.keep_state = keep_state
     for index, step in enumerate(steps):
         run.step_index = index
         run.share(start, width * _WEIGHTS[step.step])
@@ -129,15 +142,14 @@ def _take_steps(subject: Subject, run: Run, keys: list[str], done: list[StepRepo
             step=step.step,
             seconds=round(time.monotonic() - began, 3),
             after=assess(subject, run),
+            resumed=run.state is not None,
             details=details,
             warnings=run.warnings[said:],
         )
+        run.state = None
         reports.append(report)
         run.emit(StepEvent(report=report))
-        path = run.folder / "checkpoints" / f"{keys[index]}.safetensors"
-        path.parent.mkdir(exist_ok=True)
-        save_checkpoint(subject, reports, path)
-        run.emit(CheckpointEvent(step_index=index, path=str(path.relative_to(run.folder)), key=keys[index]))
+        checkpoints.after_step(reports)
     run.step_index = None
     return reports
 

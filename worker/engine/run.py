@@ -15,9 +15,11 @@ from models.events import EngineEvent, MetricEvent, PhaseEvent, ProgressEvent, W
 from models.inspection import Notice
 from models.spec import Spec
 from models.statuses import Phase
+from worker.engine.interrupts import Interrupts
 
 if TYPE_CHECKING:
     from worker.engine.data.dataset import Dataset
+    from worker.engine.train.state import TrainingState
 
 
 @dataclass
@@ -25,6 +27,7 @@ class Run:
     """Handed to every step. `emit` sends one event; `folder` is the only place to write.
 
     `shares` says how the work divides: (start, width) in percent of the part that runs now.
+    `keep_state` takes the state inside a step; `state` is the one to go on from, where there is one.
     """
 
     spec: Spec
@@ -33,6 +36,9 @@ class Run:
     device: torch.device
     data: Dataset | None = None
     step_index: int | None = None
+    interrupts: Interrupts = field(default_factory=Interrupts)
+    state: TrainingState | None = None
+    keep_state: Callable[[TrainingState], None] = lambda state: None
     warnings: list[Notice] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     _share: tuple[float, float] = (0.0, 100.0)

@@ -101,13 +101,14 @@ def test_the_global_random_state_is_left_as_it_was(tmp_path: Path) -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
-@pytest.mark.parametrize("stop", [1, 2, 3])
-def test_going_on_from_an_epoch_gives_the_same_bits_as_never_stopping(tmp_path: Path, stop: int) -> None:
+@pytest.mark.parametrize("stop", [0, 1, 4, 5, 6, 17, 22, 23])
+def test_going_on_from_any_batch_gives_the_same_bits_as_never_stopping(tmp_path: Path, stop: int) -> None:
     data = clusters(tmp_path)
     whole, states = network(), list[TrainingState]()
-    log = fit(whole, data, on_state=states.append)
+    log = fit(whole, data, on_state=states.append, state_due=lambda: True)
+    assert len(states) == 24, "four epochs of six batches"
 
-    state = states[stop - 1]
+    state = states[stop]
     save_file(dict(state.tensors), tmp_path / "state.safetensors", {"data": json.dumps(state.data)})
     loaded = TrainingState(json.loads(json.dumps(state.data)), load_file(tmp_path / "state.safetensors"))
     resumed = network(seed=9)
@@ -123,10 +124,35 @@ def test_a_state_is_not_changed_by_the_training_that_follows(tmp_path: Path) -> 
     def total(state: TrainingState) -> float:
         return sum(value.double().sum().item() for value in state.tensors.values())
 
-    fit(module, data, on_state=lambda state: sums.append((state, total(state))))
-    assert len(sums) == PLAN.epochs
+    fit(module, data, on_state=lambda state: sums.append((state, total(state))), state_due=lambda: True)
+    assert len(sums) == 24
     for state, before in sums:
         assert total(state) == before
+
+
+def test_keeping_states_changes_nothing(tmp_path: Path) -> None:
+    data = clusters(tmp_path)
+    one, two = network(), network()
+    assert fit(one, data) == fit(two, data, state_due=lambda: True)
+    assert same_weights(one, two)
+
+
+@pytest.mark.parametrize("batches", [1, 3, 6, 8])
+def test_when_time_runs_out_the_epoch_ends_there_is_judged_and_the_best_is_kept(tmp_path: Path, batches: int) -> None:
+    module, data, states = network(), clusters(tmp_path), list[TrainingState]()
+    log = fit(module, data, on_state=states.append, state_due=lambda: True, out_of_time=lambda: len(states) >= batches)
+    assert log.cut_short
+    assert len(states) == batches
+    assert len(log.epochs) - 1 == math.ceil(batches / 6)
+    assert judge_of(module, data)() == log.epochs[log.best].verdict
+
+
+def test_with_no_time_at_all_the_start_is_kept(tmp_path: Path) -> None:
+    module, data = network(), clusters(tmp_path)
+    start = copy_weights(module)
+    log = fit(module, data, out_of_time=lambda: True)
+    assert (log.cut_short, len(log.epochs), log.best) == (True, 1, 0)
+    assert all(torch.equal(start[name], value) for name, value in weights_of(module).items())
 
 
 def test_the_result_is_never_worse_than_the_start(tmp_path: Path) -> None:

@@ -50,9 +50,7 @@ class Split:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def batches(
-        self, batch_size: int, *, generator: torch.Generator | None = None, first: int = 0
-    ) -> Iterator[Batch]:
+    def batches(self, batch_size: int, *, generator: torch.Generator | None = None, first: int = 0) -> Iterator[Batch]:
         """Every sample once, the last batch as small as it comes; shuffled when a (CPU) generator is given. Batches
         before number `first` are left out unread."""
         rows = self.rows

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from models.errors import Code, Failure
 from worker.engine.data.dataset import Batch, Split
-from worker.engine.train.state import TrainingState, capture, copy_weights, device_of, load_weights, restore
+from worker.engine.train.state import Position, TrainingState, capture, copy_weights, device_of, load_weights, restore
 
 WARM_UP = 0.1
 """Share of all steps in which the learning rate rises."""
@@ -60,10 +60,11 @@ class Epoch:
 
 @dataclass
 class Log:
-    """Every epoch so far and which was best."""
+    """Every epoch so far and which was best. `cut_short`: time ran out before the last epoch ended."""
 
     epochs: list[Epoch] = field(default_factory=list)
     best: int = 0
+    cut_short: bool = False
 
     def add(self, epoch: Epoch) -> bool:
         """Whether it is the best so far."""
@@ -91,14 +92,18 @@ def train(
     *,
     on_progress: Callable[[float, int], None] = lambda fraction, epoch: None,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
-    on_state: Callable[[TrainingState], None] | None = None,
+    on_state: Callable[[TrainingState], None] = lambda state: None,
+    state_due: Callable[[], bool] = lambda: False,
+    out_of_time: Callable[[], bool] = lambda: False,
     resume: TrainingState | None = None,
 ) -> Log:
     """Train `network` in place and leave the best weights in it, in eval mode.
 
     `loss_of` runs the network on a batch; `judge` looks at the validation samples. `on_progress` gets the share of
-    the whole run that is done, several times an epoch; `on_state` gets a state after each epoch, and `resume` takes
-    one: what follows is then bit for bit what would have followed. On a CPU the same seed gives the same weights.
+    the whole run that is done, several times an epoch. After each batch `state_due` is asked: where it says so,
+    `on_state` gets a state, and `resume` takes one: what follows is then bit for bit what would have followed. Once
+    `out_of_time` says so the epoch ends there, is judged as any other, and is the last. On a CPU the same seed gives
+    the same weights.
     Raises Failure: NOT_TRAINABLE when no gradient reaches a parameter, NAN_LOSS when the loss is not finite.
     """
     device = device_of(network)
@@ -109,20 +114,28 @@ def train(
         if resume is None:
             log = Log()
             log.add(Epoch(0, None, judge()))
-            best = copy_weights(network)
+            best, at = copy_weights(network), Position(1, order.get_state())
             on_epoch(log.epochs[0])
         else:
-            log = Log.from_data(resume.data)
-            best = restore(resume, network, optimizer, order)
+            log = Log.from_data(resume.data["log"])
+            best, at = restore(resume, network, optimizer)
 
-        for epoch in range(len(log.epochs), plan.epochs + 1):
-            train_loss = _one_epoch(network, samples, loss_of, optimizer, order, plan, epoch, on_progress)
-            line = Epoch(epoch, train_loss, judge())
-            if log.add(line):
-                best = copy_weights(network)
-            on_epoch(line)
-            if on_state is not None:
-                on_state(capture(network, optimizer, order, best, log.as_data()))
+        def after_batch(at: Position) -> None:
+            if state_due():
+                on_state(capture(network, optimizer, at, best, {"log": log.as_data()}))
+
+        while at.epoch <= plan.epochs and not log.cut_short:
+            order.set_state(at.order)
+            at = _one_epoch(
+                network, samples, loss_of, optimizer, order, plan, at, on_progress, after_batch, out_of_time
+            )
+            if at.samples > 0:
+                line = Epoch(at.epoch, at.mean_loss(), judge())
+                if log.add(line):
+                    best = copy_weights(network)
+                on_epoch(line)
+            log.cut_short = not at.is_end
+            at = Position(at.epoch + 1, order.get_state())
 
         load_weights(network, best)
     return log
@@ -143,17 +156,21 @@ def _one_epoch(
     optimizer: torch.optim.Optimizer,
     order: torch.Generator,
     plan: Plan,
-    epoch: int,
+    start: Position,
     on_progress: Callable[[float, int], None],
-) -> float:
-    """The mean training loss."""
+    after_batch: Callable[[Position], None],
+    out_of_time: Callable[[], bool],
+) -> Position:
+    """Train from `start` to the end of its epoch, or until `out_of_time`; where it stopped comes back."""
     device = device_of(network)
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     steps = math.ceil(len(samples) / plan.batch_size)
     _train_mode(network, alone=min(plan.batch_size, len(samples)) == 1)
-    total = torch.zeros((), device=device)
-    seen = 0
-    for step, batch in enumerate(samples.batches(plan.batch_size, generator=order)):
+    total = start.loss_sum.to(device, copy=True)
+    seen, epoch = start.samples, start.epoch
+    for step, batch in enumerate(samples.batches(plan.batch_size, generator=order, first=start.batches), start.batches):
+        if out_of_time():
+            return Position(epoch, start.order, step, seen, total, is_end=False)
         if len(batch) == 1 and steps > 1 and plan.batch_size > 1:
             continue  # BatchNorm cannot normalise a single sample; another one is left over in the next epoch.
         for group in optimizer.param_groups:
@@ -170,8 +187,9 @@ def _one_epoch(
         if step % max(1, steps // REPORTS_PER_EPOCH) == 0 or step == steps - 1:
             _require_finite(total, epoch, step + 1)
             on_progress((epoch - 1 + (step + 1) / steps) / plan.epochs, epoch)
+        after_batch(Position(epoch, start.order, step + 1, seen, total))
     _require_finite(total, epoch, steps)
-    return float(total) / seen
+    return Position(epoch, start.order, steps, seen, total)
 
 
 def _optimizer(network: nn.Module, plan: Plan) -> torch.optim.Optimizer:

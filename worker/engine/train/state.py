@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,11 +16,29 @@ Weights = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class TrainingState:
-    """At the end of an epoch. `data` is JSON; the names in `tensors` begin with `network.`, `best.`, `optimizer.`
-    and `random.`."""
+    """After a batch. `data` is JSON; the names in `tensors` begin with `network.`, `best.`, `optimizer.`, `random.`
+    and `epoch.`."""
 
     data: dict[str, Any]
     tensors: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Position:
+    """In an epoch, after `batches` batches with `samples` samples, whose losses add up to `loss_sum`.
+
+    `order` is the state of the shuffling generator at the start of the epoch; `is_end`: nothing more is to come in it.
+    """
+
+    epoch: int
+    order: Tensor
+    batches: int = 0
+    samples: int = 0
+    loss_sum: Tensor = field(default_factory=lambda: torch.zeros(()))
+    is_end: bool = True
+
+    def mean_loss(self) -> float:
+        return float(self.loss_sum) / self.samples
 
 
 def device_of(network: nn.Module) -> torch.device:
@@ -46,30 +64,25 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 
 def capture(
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    order: torch.Generator,
-    best: Weights,
-    data: dict[str, Any],
+    network: nn.Module, optimizer: torch.optim.Optimizer, at: Position, best: Weights, data: dict[str, Any]
 ) -> TrainingState:
-    """Copies of everything. `order` is the generator that shuffles."""
+    """Copies of everything; `data` is kept with it."""
     tensors = {f"network.{name}": tensor for name, tensor in copy_weights(network).items()}
     tensors |= {f"best.{name}": tensor for name, tensor in best.items()}
     for name, parameter in network.named_parameters():
         for kind, value in optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer.{kind}.{name}"] = value.detach().clone()
-    tensors["random.order"] = order.get_state()
+    tensors["epoch.loss_sum"] = at.loss_sum.clone()
+    tensors["random.order"] = at.order
     tensors["random.cpu"] = torch.get_rng_state()
     device = device_of(network)
     if device.type == "cuda":
         tensors["random.cuda"] = torch.cuda.get_rng_state(device)
-    return TrainingState(data, tensors)
+    return TrainingState(data | {"epoch": at.epoch, "batches": at.batches, "samples": at.samples}, tensors)
 
 
-def restore(
-    state: TrainingState, network: nn.Module, optimizer: torch.optim.Optimizer, order: torch.Generator
-) -> Weights:
-    """Put `state` back; the best weights so far come back."""
+def restore(state: TrainingState, network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Weights, Position]:
+    """Put `state` back; the best weights so far and where to go on come back."""
     load_weights(network, _part(state, "network."))
     device = device_of(network)
     for name, parameter in network.named_parameters():
@@ -84,11 +97,15 @@ def restore(
                 kind: value.clone() if kind == "step" else value.to(device, copy=True)
                 for kind, value in kinds.items()
             }
-    order.set_state(state.tensors["random.order"])
     torch.set_rng_state(state.tensors["random.cpu"])
     if device.type == "cuda" and "random.cuda" in state.tensors:
         torch.cuda.set_rng_state(state.tensors["random.cuda"], device)
-    return {name: value.to(device, copy=True) for name, value in _part(state, "best.").items()}
+    best = {name: value.to(device, copy=True) for name, value in _part(state, "best.").items()}
+    data, tensors = state.data, state.tensors
+    position = Position(
+        data["epoch"], tensors["random.order"], data["batches"], data["samples"], tensors["epoch.loss_sum"]
+    )
+    return best, position
 
 
 def _part(state: TrainingState, prefix: str) -> Weights:

@@ -62,15 +62,19 @@ def run(subject: Subject, step: FinetuneStep, run: Run) -> dict[str, Any]:
     def on_epoch(epoch: Epoch) -> None:
         _say(run, data.metric, epoch)
 
-    log = train(
-        network,
-        data.train,
-        loss_of,
-        judge,
-        Plan(step.epochs, step.learning_rate, step.weight_decay, step.batch_size, run.spec.seed),
-        on_progress=lambda fraction, epoch: run.progress(fraction, epoch, step.epochs),
-        on_epoch=on_epoch,
-    )
+    with run.interrupts.listening():
+        log = train(
+            network,
+            data.train,
+            loss_of,
+            judge,
+            Plan(step.epochs, step.learning_rate, step.weight_decay, step.batch_size, run.spec.seed),
+            on_progress=lambda fraction, epoch: run.progress(fraction, epoch, step.epochs),
+            on_epoch=on_epoch,
+            on_state=run.keep_state,
+            state_due=run.interrupts.state_due,
+            resume=run.state,
+        )
     details = _details(log, kind, data.metric, len(data.train))
     if log.best == 0:
         run.warn(
