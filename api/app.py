@@ -16,14 +16,18 @@ from api.deps import Service
 from api.in_flight import InFlight
 from api.nudge import Nudger
 from api.readiness import ReadinessCheck
-from api.routes import artifacts, datasets, events, jobs, meta, models
+from api.routes import artifacts, datasets, events, jobs, meta, models, uploads
+from api.transfers import Transfers
+from api.tus import TusMiddleware
+from api.upload_sweep import UploadSweep
 from api.verified import VerifiedBlobs
 from api.watch import Watch
 from models.database import Database
+from models.incoming import Incoming, incoming_folder
 from models.settings import Settings
 from models.storage import open_blobs
 
-ROUTERS = (models.router, datasets.router, jobs.router, events.router, artifacts.router, meta.router)
+ROUTERS = (models.router, datasets.router, uploads.router, jobs.router, events.router, artifacts.router, meta.router)
 
 DESCRIPTION = """Send a trained network and say how small or how fast; get back a smaller, faster one with a report.
 
@@ -42,12 +46,15 @@ def create_app(settings: Settings) -> FastAPI:
         database = Database(settings.database_url)
         await run_in_threadpool(prepare_access, settings, database)
         blobs = open_blobs(settings)
+        incoming = Incoming(incoming_folder(settings))
+        upload_sweep = UploadSweep(settings, database, incoming)
         nudger = Nudger(settings.broker_url)
         watch = Watch(database)
         app.state.service = Service(
             settings=settings,
             database=database,
             blobs=blobs,
+            transfers=Transfers(incoming),
             nudger=nudger,
             watch=watch,
             in_flight=InFlight(),
@@ -55,10 +62,12 @@ def create_app(settings: Settings) -> FastAPI:
             readiness=ReadinessCheck(database, blobs, settings.broker_url),
         )
         watch.start()
+        upload_sweep.start()
         try:
             yield
         finally:
             await watch.close()
+            await upload_sweep.close()
             await run_in_threadpool(nudger.close)
             database.close()
 
@@ -73,6 +82,7 @@ def create_app(settings: Settings) -> FastAPI:
     errors.install(app)
     for router in ROUTERS:
         app.include_router(router)
+    app.add_middleware(TusMiddleware)
     app.add_middleware(AccessMiddleware)
     app.openapi = lambda: openapi.build(app)  # type: ignore[method-assign]
     return app

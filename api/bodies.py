@@ -12,8 +12,8 @@ from api.errors import HeaderedFailure
 from models.errors import Code, Failure
 
 CHUNK_BYTES = 1 << 20
-MINIMUM_BYTES_PER_SECOND = 1024
 SMALL_BODY_SECONDS = 30.0
+SMALL_BODY_BYTES_PER_SECOND = 1024
 
 
 class Disconnected(Exception):
@@ -36,7 +36,8 @@ def refuse_encodings(request: Request) -> None:
         )
 
 
-def _too_large(limit_bytes: int) -> Failure:
+def too_large(limit_bytes: int) -> Failure:
+    """For a body that is longer, or says that it will be."""
     return HeaderedFailure(
         Code.TOO_LARGE,
         f"The body is larger than the {limit_bytes} bytes allowed here.",
@@ -44,16 +45,19 @@ def _too_large(limit_bytes: int) -> Failure:
     )
 
 
-async def stream(request: Request, limit_bytes: int, idle_seconds: float) -> AsyncGenerator[bytes]:
+async def stream(
+    request: Request, limit_bytes: int, idle_seconds: float, minimum_bytes_per_second: int
+) -> AsyncGenerator[bytes]:
     """The body in pieces as they arrive.
 
     Raises `Failure` with `too_large` beyond `limit_bytes` (at once when Content-Length says so), with `body_timeout`
-    after `idle_seconds` of silence, or at less than 1 KiB/s over as long; `Disconnected` when the client goes away.
+    after `idle_seconds` of silence, or at less than the minimum rate over as long; `Disconnected` when the client goes
+    away.
     Only time spent waiting for the client counts.
     """
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > limit_bytes:
-        raise _too_large(limit_bytes)
+        raise too_large(limit_bytes)
     received = 0
     waited, window_bytes = 0.0, 0
     while True:
@@ -68,12 +72,12 @@ async def stream(request: Request, limit_bytes: int, idle_seconds: float) -> Asy
         piece: bytes = message.get("body", b"")
         received += len(piece)
         if received > limit_bytes:
-            raise _too_large(limit_bytes)
+            raise too_large(limit_bytes)
         waited += time.monotonic() - started
         window_bytes += len(piece)
         if waited > idle_seconds:
-            if window_bytes < MINIMUM_BYTES_PER_SECOND * waited and message.get("more_body"):
-                raise _too_slow(f"Fewer than {MINIMUM_BYTES_PER_SECOND} bytes a second arrived.")
+            if window_bytes < minimum_bytes_per_second * waited and message.get("more_body"):
+                raise _too_slow(f"Fewer than {minimum_bytes_per_second} bytes a second arrived.")
             waited, window_bytes = 0.0, 0
         if piece:
             yield piece
@@ -82,7 +86,7 @@ async def stream(request: Request, limit_bytes: int, idle_seconds: float) -> Asy
 
 
 def _too_slow(what: str) -> Failure:
-    return HeaderedFailure(Code.BODY_TIMEOUT, f"{what} The upload was dropped.", headers={"Connection": "close"})
+    return HeaderedFailure(Code.BODY_TIMEOUT, f"{what} The request was ended.", headers={"Connection": "close"})
 
 
 async def in_chunks(pieces: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
@@ -99,4 +103,5 @@ async def in_chunks(pieces: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
 
 async def read_small_body(request: Request, limit_bytes: int) -> bytes:
     """The whole body, for JSON. Raises as `stream` does."""
-    return b"".join([piece async for piece in stream(request, limit_bytes, SMALL_BODY_SECONDS)])
+    pieces = stream(request, limit_bytes, SMALL_BODY_SECONDS, SMALL_BODY_BYTES_PER_SECOND)
+    return b"".join([piece async for piece in pieces])

@@ -14,6 +14,7 @@ from api.auth import Caller, caller_of, is_loopback
 from api.in_flight import InFlight
 from api.nudge import Nudger
 from api.readiness import ReadinessCheck
+from api.transfers import Transfers
 from api.verified import VerifiedBlobs
 from api.watch import Watch
 from models.blobs import Blobs
@@ -32,6 +33,7 @@ class Service:
     settings: Settings
     database: Database
     blobs: Blobs
+    transfers: Transfers
     nudger: Nudger
     watch: Watch
     in_flight: InFlight

@@ -15,7 +15,10 @@ from starlette.exceptions import HTTPException
 from api.pointers import field_problems
 from models.errors import HINTS, Code, Failure, FieldProblem
 
-STATUSES: dict[Code, HTTPStatus] = {
+CHECKSUM_MISMATCH = 460
+"""From the tus protocol; the registry of HTTP statuses does not have it."""
+
+STATUSES: dict[Code, int] = {
     Code.NETWORK_REJECTED: HTTPStatus.UNPROCESSABLE_ENTITY,
     Code.UNSUPPORTED_OP: HTTPStatus.UNPROCESSABLE_ENTITY,
     Code.NOT_TRAINABLE: HTTPStatus.UNPROCESSABLE_ENTITY,
@@ -44,6 +47,17 @@ STATUSES: dict[Code, HTTPStatus] = {
     Code.USE_RAW_BODY: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     Code.TOO_LARGE: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     Code.BODY_TIMEOUT: HTTPStatus.REQUEST_TIMEOUT,
+    Code.QUOTA_EXCEEDED: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    Code.CHECKSUM_MISMATCH: CHECKSUM_MISMATCH,
+    Code.TOO_MANY_UPLOADS: HTTPStatus.TOO_MANY_REQUESTS,
+    Code.UNSUPPORTED_TUS_VERSION: HTTPStatus.PRECONDITION_FAILED,
+    Code.WRONG_OFFSET: HTTPStatus.CONFLICT,
+    Code.INCONSISTENT_UPLOAD_LENGTH: HTTPStatus.BAD_REQUEST,
+    Code.UPLOAD_INCOMPLETE: HTTPStatus.CONFLICT,
+    Code.UPLOAD_COMPLETE: HTTPStatus.FORBIDDEN,
+    Code.UPLOAD_INVALID: HTTPStatus.GONE,
+    Code.UPLOAD_EXPIRED: HTTPStatus.GONE,
+    Code.UPLOAD_BUSY: HTTPStatus.LOCKED,
     Code.BAD_REQUEST: HTTPStatus.BAD_REQUEST,
     Code.INVALID_REQUEST: HTTPStatus.UNPROCESSABLE_ENTITY,
     Code.INVALID_SPEC: HTTPStatus.UNPROCESSABLE_ENTITY,
@@ -67,6 +81,9 @@ HEADERS: dict[Code, dict[str, str]] = {
     Code.UNAUTHORIZED: {"WWW-Authenticate": "Bearer"},
     Code.NOT_READY: {"Retry-After": "2"},
     Code.IDEMPOTENCY_IN_FLIGHT: {"Retry-After": "1"},
+    Code.TOO_MANY_UPLOADS: {"Retry-After": "60"},
+    Code.UNSUPPORTED_TUS_VERSION: {"Tus-Version": "1.0.0"},
+    Code.UPLOAD_BUSY: {"Retry-After": "1"},
     Code.UNAVAILABLE: {"Retry-After": "5"},
     Code.WORKER_LOST: {"Retry-After": "5"},
 }
@@ -122,7 +139,7 @@ def problem_response(
     status = STATUSES[code]
     problem = Problem(
         type=f"urn:modelpress:problem:{code}",
-        title=status.phrase,
+        title="Checksum Mismatch" if status == CHECKSUM_MISMATCH else HTTPStatus(status).phrase,
         status=status,
         detail=detail,
         code=code,

@@ -44,6 +44,19 @@ class Code(StrEnum):
     USE_RAW_BODY = "use_raw_body"
     TOO_LARGE = "too_large"
     BODY_TIMEOUT = "body_timeout"
+    QUOTA_EXCEEDED = "quota_exceeded"
+    CHECKSUM_MISMATCH = "checksum_mismatch"
+
+    # A resumable upload was refused.
+    TOO_MANY_UPLOADS = "too_many_uploads"
+    UNSUPPORTED_TUS_VERSION = "unsupported_tus_version"
+    WRONG_OFFSET = "wrong_offset"
+    INCONSISTENT_UPLOAD_LENGTH = "inconsistent_upload_length"
+    UPLOAD_INCOMPLETE = "upload_incomplete"
+    UPLOAD_COMPLETE = "upload_complete"
+    UPLOAD_INVALID = "upload_invalid"
+    UPLOAD_EXPIRED = "upload_expired"
+    UPLOAD_BUSY = "upload_busy"
 
     # A request was refused.
     BAD_REQUEST = "bad_request"
@@ -92,7 +105,18 @@ HINTS: dict[Code, str] = {
     Code.BAD_ARCHIVE: "Write the file again with `modelpress prepare` and upload that file unchanged.",
     Code.USE_RAW_BODY: "Send the file itself as the body, not a form: `curl -T FILE`.",
     Code.TOO_LARGE: "See `/capabilities` for the size limits.",
-    Code.BODY_TIMEOUT: "Send the body without pauses.",
+    Code.BODY_TIMEOUT: "Send the body without pauses; `/uploads` goes on where a connection broke.",
+    Code.QUOTA_EXCEEDED: "Delete networks, data sets, jobs or uploads that are not needed any more.",
+    Code.CHECKSUM_MISMATCH: "Send these bytes again: they changed on their way, or while they were read.",
+    Code.TOO_MANY_UPLOADS: "Complete or `DELETE` open uploads; those left alone expire by themselves.",
+    Code.UNSUPPORTED_TUS_VERSION: "Send `Tus-Resumable: 1.0.0`.",
+    Code.WRONG_OFFSET: "Go on at the `Upload-Offset` of this answer, or of `HEAD`.",
+    Code.INCONSISTENT_UPLOAD_LENGTH: "Leave `Upload-Length` out, or send the one the upload was created with.",
+    Code.UPLOAD_INCOMPLETE: "Send the rest by `PATCH` first; `HEAD` tells the offset.",
+    Code.UPLOAD_COMPLETE: "Use it: `POST /models?upload=` or `POST /datasets?upload=`.",
+    Code.UPLOAD_INVALID: "Create a new upload with the length that will really be sent.",
+    Code.UPLOAD_EXPIRED: "Create a new upload; `Upload-Expires` tells how long one may rest.",
+    Code.UPLOAD_BUSY: "Try again in a second.",
     Code.BAD_REQUEST: "Send the header or parameter named here as `/docs` describes it.",
     Code.INVALID_REQUEST: "Correct the fields named in `errors`.",
     Code.INVALID_SPEC: "Correct the fields named in `errors`; `/schema/job` has the schema.",
@@ -101,7 +125,7 @@ HINTS: dict[Code, str] = {
     Code.FORBIDDEN: "Use a key that may write.",
     Code.NOT_FOUND: "Check the id.",
     Code.METHOD_NOT_ALLOWED: "Use one of the methods in the `Allow` header.",
-    Code.UNSUPPORTED_MEDIA_TYPE: "Send JSON as `Content-Type: application/json`, files as they are, neither compressed.",
+    Code.UNSUPPORTED_MEDIA_TYPE: "Send JSON as `Content-Type: application/json`, files as they are; neither packed.",
     Code.RANGE_NOT_SATISFIABLE: "Ask for bytes below the size in the `Content-Range` header.",
     Code.NOT_READY: "Wait for it: `GET …?wait=30`.",
     Code.IN_USE: "Wait for the jobs that use it, or delete them first.",
@@ -111,7 +135,7 @@ HINTS: dict[Code, str] = {
     Code.UNAVAILABLE: "Try again shortly.",
 }
 
-RETRYABLE: frozenset[Code] = frozenset({Code.ENGINE_CRASHED, Code.WORKER_LOST, Code.UNAVAILABLE})
+RETRYABLE: frozenset[Code] = frozenset({Code.ENGINE_CRASHED, Code.WORKER_LOST, Code.UNAVAILABLE, Code.UPLOAD_BUSY})
 """Codes after which the same job may be run again without a change."""
 
 

@@ -39,6 +39,15 @@ class UploadStatus(StrEnum):
     REJECTED = "rejected"
 
 
+class TransferStatus(StrEnum):
+    """Of a resumable upload: the bytes on their way, before anybody looks at them."""
+
+    OPEN = "open"
+    COMPLETE = "complete"
+    INVALID = "invalid"
+    EXPIRED = "expired"
+
+
 class Phase(StrEnum):
     """What a running job is doing; detail for people, never a status."""
 

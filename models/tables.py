@@ -80,6 +80,33 @@ class Dataset(_Upload, Base):
     __table_args__ = (Index("datasets_by_tenant", "tenant", "id"), Index("datasets_by_status", "status"))
 
 
+class ResumableUpload(Base):
+    """Bytes on their way in. How many have arrived is not here but in the length of the file (`models.incoming`).
+
+    `verifying_from`: bytes from here on belong to a part whose checksum is still to be seen; they do not count yet.
+    """
+
+    __tablename__ = "uploads"
+    __table_args__ = (
+        Index("uploads_by_tenant", "tenant", "status", "expires_at"),
+        Index("uploads_by_expiry", "expires_at"),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    tenant: Mapped[str]
+    name: Mapped[str]
+    upload_metadata: Mapped[str | None] = mapped_column(Text)
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    expected_sha256: Mapped[str | None] = mapped_column(String(64))
+    sha256: Mapped[str | None] = mapped_column(String(64))
+    verifying_from: Mapped[int | None] = mapped_column(BigInteger)
+    status: Mapped[str] = mapped_column(String(16))
+    network_id: Mapped[str | None]
+    dataset_id: Mapped[str | None]
+    created_at: Mapped[datetime]
+    expires_at: Mapped[datetime]
+
+
 class Job(Base):
     """`attempt` is the fencing token: it grows with every claim, and every write of a worker carries it.
 

@@ -206,6 +206,11 @@ class LimitsView(_View):
     wait_seconds: int
     list_items: int
     body_idle_seconds: float
+    body_minimum_bytes_per_second: int
+    upload_bytes: int = Field(description="The longest file that `/uploads` takes.")
+    open_uploads: int = Field(description="Resumable uploads of one tenant at once.")
+    upload_expiry_seconds: float = Field(description="How long a resumable upload may rest.")
+    stored_bytes: int = Field(description="Of one tenant: networks, data sets, artifacts and uploads, same bytes once.")
 
 
 class Capabilities(_View):

@@ -6,8 +6,9 @@ from fastapi import APIRouter, Request, Response
 
 from api.deps import After, Limit, Reader, ServiceDep, Wait, Writer
 from api.errors import problems_of
-from api.routes.models import LOCATION, RAW_BODY, UPLOAD_PROBLEMS, UploadName
-from api.services import uploads
+from api.routes.models import LOCATION, RAW_BODY, UPLOAD_PROBLEMS, FromUpload, UploadName
+from api.services import completed, uploads
+from api.tus import ReprDigest
 from api.waiting import look_until
 from models.errors import Code
 from models.statuses import UploadStatus
@@ -26,11 +27,20 @@ router = APIRouter(prefix="/datasets", tags=["datasets"])
     openapi_extra=RAW_BODY,
 )
 async def create_dataset(
-    request: Request, response: Response, service: ServiceDep, caller: Writer, name: UploadName = None
+    request: Request,
+    response: Response,
+    service: ServiceDep,
+    caller: Writer,
+    name: UploadName = None,
+    upload: FromUpload = None,
+    digest: ReprDigest = None,
 ) -> DatasetView:
     """Upload a data set: the raw body is the file. Its format is told by its bytes. It is inspected next."""
     limit = service.settings.max_dataset_bytes
-    row = await uploads.accept(service, request, Dataset, caller.tenant, name, limit)
+    if upload is not None:
+        row = await completed.use(service, request, Dataset, caller.tenant, upload, name, limit)
+    else:
+        row = await uploads.accept(service, request, Dataset, caller.tenant, name, limit)
     response.headers["Location"] = f"/datasets/{row.id}"
     assert isinstance(row, Dataset)
     return uploads.dataset_view(row)

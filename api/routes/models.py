@@ -8,7 +8,8 @@ from fastapi import APIRouter, Query, Request, Response
 
 from api.deps import After, Limit, Reader, ServiceDep, Wait, Writer
 from api.errors import problems_of
-from api.services import uploads
+from api.services import completed, uploads
+from api.tus import ReprDigest
 from api.waiting import look_until
 from models.errors import Code
 from models.statuses import UploadStatus
@@ -20,6 +21,12 @@ router = APIRouter(prefix="/models", tags=["models"])
 UploadName = Annotated[
     str | None, Query(description="For people; kept to 255 characters, never used as a path. Default: `unnamed`.")
 ]
+FromUpload = Annotated[
+    str | None,
+    Query(
+        description="A complete upload of `/uploads` instead of a body. The same upload again gives the same answer."
+    ),
+]
 UPLOAD_PROBLEMS = problems_of(
     Code.EMPTY_FILE,
     Code.UNKNOWN_FORMAT,
@@ -30,13 +37,20 @@ UPLOAD_PROBLEMS = problems_of(
     Code.USE_RAW_BODY,
     Code.UNSUPPORTED_MEDIA_TYPE,
     Code.TOO_LARGE,
+    Code.QUOTA_EXCEEDED,
+    Code.CHECKSUM_MISMATCH,
+    Code.BAD_REQUEST,
+    Code.NOT_FOUND,
+    Code.UPLOAD_INCOMPLETE,
+    Code.UPLOAD_EXPIRED,
+    Code.UPLOAD_INVALID,
+    Code.UPLOAD_BUSY,
     Code.BODY_TIMEOUT,
     Code.DISK_FULL,
 )
 RAW_BODY: dict[str, Any] = {
     "requestBody": {
-        "required": True,
-        "description": "The file itself, as `curl -T FILE` sends it.",
+        "description": "The file itself, as `curl -T FILE` sends it; nothing when `upload` names one.",
         "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
     }
 }
@@ -54,11 +68,20 @@ LOCATION: dict[int | str, dict[str, Any]] = {
     openapi_extra=RAW_BODY,
 )
 async def create_model(
-    request: Request, response: Response, service: ServiceDep, caller: Writer, name: UploadName = None
+    request: Request,
+    response: Response,
+    service: ServiceDep,
+    caller: Writer,
+    name: UploadName = None,
+    upload: FromUpload = None,
+    digest: ReprDigest = None,
 ) -> NetworkView:
     """Upload a network: the raw body is the file. It is inspected next; `GET …?wait=30` tells when."""
     limit = service.settings.max_model_bytes
-    row = await uploads.accept(service, request, Network, caller.tenant, name, limit)
+    if upload is not None:
+        row = await completed.use(service, request, Network, caller.tenant, upload, name, limit)
+    else:
+        row = await uploads.accept(service, request, Network, caller.tenant, name, limit)
     response.headers["Location"] = f"/models/{row.id}"
     assert isinstance(row, Network)
     return uploads.network_view(row)

@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 from api.deps import MAX_ITEMS, MAX_WAIT_SECONDS, Service
 from api.services.devices import live
+from api.services.resumable import max_size_bytes
 from api.strict_json import MAX_JSON_BYTES
 from models.inspection import DatasetInspection, NetworkInspection
 from models.messages import DEVICE_CLASSES
@@ -78,6 +79,11 @@ def capabilities(service: Service) -> Capabilities:
             wait_seconds=MAX_WAIT_SECONDS,
             list_items=MAX_ITEMS,
             body_idle_seconds=settings.body_idle_seconds,
+            body_minimum_bytes_per_second=settings.body_minimum_bytes_per_second,
+            upload_bytes=max_size_bytes(service),
+            open_uploads=settings.max_open_uploads,
+            upload_expiry_seconds=settings.upload_expiry_seconds,
+            stored_bytes=settings.max_stored_bytes,
         ),
         versions={"modelpress": version("modelpress"), "python": platform.python_version()},
         never_exercised_here=[

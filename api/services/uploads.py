@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import unicodedata
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -14,14 +14,16 @@ from sqlalchemy.orm import Session
 
 from api.bodies import CHUNK_BYTES, in_chunks, refuse_encodings, refuse_forms, stream
 from api.deps import Service
+from api.digests import checksums_of_part, expected_sha256, mismatch
 from api.pages import cursor_of, id_of
 from api.services.first_bytes import refuse_by_first_bytes
-from models.blobs import Blob, BlobWriter
+from models.blobs import Blob
 from models.database import now
 from models.errors import Code, Failure, FieldProblem, JobError
 from models.ids import is_id
 from models.inspection import DatasetInspection, NetworkInspection
 from models.inspections import PREFIXES, UploadTable, add_upload, delete_upload
+from models.quotas import lock_tenant, over_quota, refuse_over
 from models.statuses import UploadStatus
 from models.tables import Dataset, Network
 from models.views import DatasetPage, DatasetView, NetworkDetail, NetworkPage, NetworkView
@@ -43,17 +45,39 @@ async def accept(
 ) -> Network | Dataset:
     """Store the request's body, add its row, and nudge a worker to inspect it.
 
-    Raises `Failure` as `bodies.stream` does, with `disk_full`, and with what the first bytes show. Nothing stays then.
+    Raises `Failure` as `bodies.stream` does, with `disk_full`, `quota_exceeded` and `checksum_mismatch`, and with what
+    the first bytes show. No row is added then.
+
+    The same bytes again are another row, inspected anew, that shares the stored bytes and takes no more of the quota.
     """
     refuse_forms(request)
     refuse_encodings(request)
+    sha256, checksums = expected_sha256(request.headers), checksums_of_part(request.headers)
     declared = request.headers.get("content-length", "")
     expected = int(declared) if declared.isdecimal() and int(declared) <= limit_bytes else None
-    pieces = stream(request, limit_bytes, service.settings.body_idle_seconds)
+    settings = service.settings
+    left = await asyncio.to_thread(_quota_left, service, tenant, expected or 0)
+    limit = limit_bytes if expected is not None else min(limit_bytes, left)
+    pieces = stream(request, limit, settings.body_idle_seconds, settings.body_minimum_bytes_per_second)
     writer = await asyncio.to_thread(service.blobs.writer, expected_bytes=expected)
     with writer:
-        async with aclosing(pieces), aclosing(in_chunks(pieces)) as chunks:
-            await _write_all(writer, chunks, table, expected, clean_name(name))
+
+        def write(chunk: bytes) -> None:
+            writer.write(chunk)
+            for checksum in checksums:
+                checksum.update(chunk)
+
+        try:
+            async with aclosing(pieces), aclosing(in_chunks(pieces)) as chunks:
+                await _write_all(write, chunks, table, expected, clean_name(name))
+        except Failure as failure:
+            if failure.code is Code.TOO_LARGE and limit < limit_bytes:
+                raise over_quota(settings.max_stored_bytes) from failure
+            raise
+        for checksum in checksums:
+            checksum.check()
+        if sha256 not in (None, writer.sha256()):
+            raise mismatch("Repr-Digest")
         blob = await asyncio.to_thread(writer.publish)
     row = await asyncio.to_thread(_add, service, table, tenant, clean_name(name), blob)
     service.nudger.upload_waits()
@@ -61,7 +85,11 @@ async def accept(
 
 
 async def _write_all(
-    writer: BlobWriter, chunks: AsyncGenerator[bytes], table: UploadTable, expected: int | None, name: str
+    write: Callable[[bytes], None],
+    chunks: AsyncGenerator[bytes],
+    table: UploadTable,
+    expected: int | None,
+    name: str,
 ) -> None:
     """Receives a chunk while the one before is hashed and written in another thread."""
     writing: asyncio.Task[None] | None = None
@@ -72,7 +100,7 @@ async def _write_all(
                 refuse_by_first_bytes(table, chunk, size_bytes, name)
             else:
                 await writing
-            writing = asyncio.create_task(asyncio.to_thread(writer.write, chunk))
+            writing = asyncio.create_task(asyncio.to_thread(write, chunk))
         if writing is None:
             refuse_by_first_bytes(table, b"", 0, name)
     finally:
@@ -81,9 +109,19 @@ async def _write_all(
             await writing
 
 
+def _quota_left(service: Service, tenant: str, more_bytes: int) -> int:
+    with service.database.read() as session:
+        limit = service.settings.max_stored_bytes
+        return refuse_over(session, tenant, limit, now(session), more_bytes=more_bytes)
+
+
 def _add(service: Service, table: UploadTable, tenant: str, name: str, blob: Blob) -> Network | Dataset:
     with service.database.transaction() as session:
-        return add_upload(session, table, tenant=tenant, name=name, blob=blob, now=now(session))
+        lock_tenant(session, tenant)
+        moment = now(session)
+        row = add_upload(session, table, tenant=tenant, name=name, blob=blob, now=moment)
+        refuse_over(session, tenant, service.settings.max_stored_bytes, moment)
+        return row
 
 
 def own_upload(session: Session, table: UploadTable, tenant: str, upload_id: str, pointer: str | None = None) -> Any:

@@ -29,7 +29,7 @@ def staged(settings: Settings) -> list[Path]:
 
 
 def stored(settings: Settings) -> list[Path]:
-    return [path for path in Path(settings.blobs).rglob("*") if path.is_file()]
+    return [path for path in Path(settings.blobs).rglob("[!.]*") if path.is_file()]
 
 
 def soon(holds: Callable[[], bool], seconds: float = 30.0) -> bool:
