@@ -40,7 +40,13 @@ class Settings(BaseSettings):
     engine_threads: Annotated[int, Field(ge=1, le=256)] = Field(
         default_factory=lambda: max(1, (os.cpu_count() or 1) // 2)
     )
-    engine_memory_bytes: int | None = Field(default=None, description="Address-space limit of a CPU engine child.")
+    engine_memory_bytes: int | None = Field(
+        default=None, description="Memory of one engine with all it starts; by default a share of the machine's."
+    )
+    engine_disk_bytes: int = Field(default=64 * GiB, description="What one engine may hold on disk while it runs.")
+    allow_weak_sandbox: bool = Field(
+        default=False, description="Let workers start where the kernel cannot confine what opens uploads."
+    )
 
     max_model_bytes: int = 8 * GiB
     max_dataset_bytes: int = 64 * GiB

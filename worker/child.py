@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from models.events import MAX_LINE_BYTES
 from worker import sandbox
-from worker.sandbox import ProcessLimits
+from worker.sandbox import Sandbox
 
 _CHUNK = 1 << 16
 
@@ -36,8 +36,8 @@ class Child:
     Leaving the `with` block ends the engine and everything it started, whatever happened inside.
     """
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str], limits: ProcessLimits) -> None:
-        self._process: subprocess.Popen[bytes] = sandbox.start(command, environment, limits)
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str], confined: Sandbox) -> None:
+        self._process: subprocess.Popen[bytes] = sandbox.start(command, environment, confined)
         self.pid = self._process.pid
         self.ending: Ending | None = None
         self._line = bytearray()

@@ -26,6 +26,7 @@ from models.statuses import JobStatus, Phase
 from models.tables import Checkpoint, Dataset, Job, Network
 from worker.files import bring_in, publish
 from worker.journal import Journal, Write
+from worker.profiles import BASE, CUDA
 from worker.supervisor import Supervisor
 from worker.watch import Stop, Watched
 from worker.workplace import RunFolder, take_out
@@ -108,6 +109,7 @@ class _Attempt:
                 watched = self._supervisor.watch(
                     folder,
                     float(self._assignment.spec.limits.timeout_s),
+                    CUDA if self._settings.device_class == "cuda" else BASE,
                     on_event=self._on_event,
                     on_log=self._journal.log,
                     must_stop=self._must_stop,

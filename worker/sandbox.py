@@ -1,53 +1,89 @@
-"""What confines the process that opens a person's file. Also the small program that starts that process.
+"""What confines the process that opens a person's file, as the worker asks for it; `guard.py` is what enforces it.
 
-The worker imports `start`; `start` runs this file, alone, as the guard: it takes the limits, starts the engine below
-it, adopts every orphan the engine leaves, and ends them all when the engine ends, when it is told to (SIGHUP), or when
-the worker dies. A guard of its own, and not code between fork and exec, because the worker has threads, and because a
-worker killed with SIGKILL can clean nothing up itself.
+No sockets, no file but those of its profile, no process of others, no capability, no more than its limits. Kernels:
+Landlock from Linux 5.13 on; ABI 4 (6.7) adds rules for ports, ABI 6 (6.12) for signals. What those add is kept on older
+kernels too, by the filter for system calls and by the guard.
 """
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
+import functools
+import glob
 import json
 import os
-import resource
-import signal
+import platform
+import secrets
+import stat
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import sysconfig
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from types import FrameType
+from pathlib import Path
 
-LEVEL = "process"
-"""What is applied, as workers report it: own session, empty environment, closed files, limits, no new privileges."""
+import models
+from worker import guard, household, landlock, seccomp
+from worker.confine import Plan
+from worker.profiles import LOADER, PROGRAM_FOLDERS, Profile
 
-KILL_ALL = signal.SIGHUP
-"""Tells a guard to end the engine and everything that came of it, at once."""
+KILL_ALL, MEMORY_ENDED, DISK_ENDED = household.KILL_ALL, household.MEMORY_ENDED, household.DISK_ENDED
 
-_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 36, 38
+ADDRESS_SPACE_BYTES = 16 << 30
+"""What an engine may reserve beyond its memory: libraries, arenas and stacks, most of it never touched."""
+
+_FIRST_UID, _UIDS = 1 << 30, 1 << 29
+_CAPABILITIES_TO_CHANGE_USER = (0, 1, 5, 6, 7)
+"""CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_KILL, CAP_SETGID, CAP_SETUID."""
+
+
+class CannotConfine(Exception):
+    """This machine cannot confine an engine as it should; the message says why, and what to do.
+
+    `is_partial`: what it can do, it does.
+    """
+
+    def __init__(self, message: str, *, is_partial: bool = False) -> None:
+        super().__init__(message)
+        self.is_partial = is_partial
 
 
 @dataclass(frozen=True)
-class ProcessLimits:
-    """Of each process: CPU seconds, bytes of the largest file, open files, and bytes of address space."""
+class Limits:
+    """CPU seconds and open files are of each process, memory and disk bytes of all together. `tasks` counts threads."""
 
     cpu_seconds: int
-    file_bytes: int = 64 << 30
-    open_files: int = 4096
     memory_bytes: int | None = None
+    disk_bytes: int = 64 << 30
+    tasks: int = 256
+    open_files: int = 4096
 
 
-def start(command: Sequence[str], environment: Mapping[str, str], limits: ProcessLimits) -> subprocess.Popen[bytes]:
+@dataclass(frozen=True)
+class Sandbox:
+    """One engine's: `root` is its run folder, of which it may read everything and write only to `writable`.
+
+    Where `may_change_user`, an engine started by root runs as a user of its own when everything it needs is reachable
+    by one; `root` then belongs to that user. Otherwise it keeps the worker's user, without any capability.
+    """
+
+    profile: Profile
+    root: Path
+    writable: tuple[Path, ...]
+    limits: Limits
+    may_change_user: bool = True
+
+
+def start(command: Sequence[str], environment: Mapping[str, str], sandbox: Sandbox) -> subprocess.Popen[bytes]:
     """Start `command` under a guard, which leads a session and process group of its own.
 
-    The guard ends as the command ends: same exit status, or same signal. It also ends when the calling thread does, so
-    call this from a thread that outlives the command. `environment` is all the environment there is.
+    The guard ends as the command ends: same exit status, or same signal; or with `MEMORY_ENDED` or `DISK_ENDED`. It
+    also ends when the calling thread does, so call this from a thread that outlives the command. `environment` is all
+    the environment there is. What this machine cannot enforce is not enforced: ask `problem` first.
     """
-    config = json.dumps({"parent": os.getpid(), "limits": asdict(limits)})
+    given = json.dumps({"parent": os.getpid(), "plan": asdict(_plan(command, sandbox))})
     return subprocess.Popen(
-        [sys.executable, "-I", "-S", __file__, config, *command],
+        [sys.executable, "-I", "-S", guard.__file__, given, *command],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -58,115 +94,137 @@ def start(command: Sequence[str], environment: Mapping[str, str], limits: Proces
     )
 
 
-class _EndAll(Exception):
-    """SIGHUP came."""
+def level() -> str:
+    """What is enforced on this machine, as workers report it."""
+    abi = landlock.abi()
+    parts = [f"landlock abi {abi}" if abi else "no landlock", "seccomp" if seccomp.is_available() else "no seccomp"]
+    return " + ".join([*parts, "limits", "no capabilities"])
 
 
-def _guard(parent: int, limits: ProcessLimits, command: list[str]) -> int:
-    """Run `command`, and leave nothing of it behind. Returns its wait status."""
-
-    def end_all(number: int, frame: FrameType | None) -> None:
-        raise _EndAll
-
-    # The engine gets these from whoever stops the group; the guard must outlive it.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    status = signal.SIGKILL.value
-    try:
-        signal.signal(KILL_ALL, end_all)
-        _prctl(_PR_SET_PDEATHSIG, KILL_ALL)
-        if os.getppid() != parent:
-            return status
-        _prctl(_PR_SET_CHILD_SUBREAPER, 1)
-        guard = os.getpid()
-        engine = os.fork()
-        if engine == 0:
-            _become(command, guard, limits)
-        nothing = os.open(os.devnull, os.O_RDWR)
-        os.dup2(nothing, 1)  # the worker must see the end of the engine's output, not of ours
-        os.dup2(nothing, 2)
-        while True:
-            pid, ending = os.wait()
-            if pid == engine:
-                status = ending
-                break
-    except _EndAll:
-        pass
-    signal.signal(KILL_ALL, signal.SIG_IGN)
-    _end_children()
-    return status
+def check() -> None:
+    """Start something confined, and see that it really is. Raises `CannotConfine`."""
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        raise CannotConfine("Workers run on Linux x86-64 only. Elsewhere use `docker compose up`.")
+    missing = []
+    if not landlock.abi():
+        missing.append("no Landlock (Linux 5.13 or newer, with `landlock` among its security modules)")
+    if not seccomp.is_available():
+        missing.append("no seccomp filters with notification (Linux 5.5 or newer)")
+    problem = _trial()
+    if missing or problem is not None:
+        raise CannotConfine(
+            f"Uploads cannot be opened safely on this machine: {problem or ' and '.join(missing)}. Use a newer kernel, "
+            "or a container runtime that lets these calls through; or, where you trust every upload, "
+            "--allow-weak-sandbox (MODELPRESS_ALLOW_WEAK_SANDBOX=true).",
+            is_partial=problem is None,
+        )
 
 
-def _become(command: list[str], guard: int, limits: ProcessLimits) -> None:
-    """In the fork: drop what the engine must not have, and turn into it. What the kernel enforces belongs here."""
-    try:
-        for number in (signal.SIGTERM, signal.SIGINT, KILL_ALL):
-            signal.signal(number, signal.SIG_DFL)
-        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != guard:
-            os._exit(125)
-        _prctl(_PR_SET_NO_NEW_PRIVS, 1)
-        # The soft CPU limit is a signal that names itself (SIGXCPU); the hard one, a little later, cannot be caught.
-        _limit(resource.RLIMIT_CPU, limits.cpu_seconds, limits.cpu_seconds + 5)
-        _limit(resource.RLIMIT_CORE, 0)
-        _limit(resource.RLIMIT_FSIZE, limits.file_bytes)
-        _limit(resource.RLIMIT_NOFILE, limits.open_files)
-        if limits.memory_bytes is not None:
-            _limit(resource.RLIMIT_AS, limits.memory_bytes)
-        os.execv(command[0], command)  # noqa: S606
-    except BaseException as error:
-        os.write(2, f"could not start the engine: {error!r}\n".encode())
-    os._exit(126)
+def _trial() -> str | None:
+    with tempfile.TemporaryDirectory() as folder:
+        sandbox = Sandbox(LOADER, Path(folder), (Path(folder),), Limits(cpu_seconds=10))
+        process = start([sys.executable, "-I", "-S", "-c", "print('confined')"], {}, sandbox)
+        output, errors = process.communicate()
+    if process.returncode == 0 and output == b"confined\n":
+        return None
+    return errors.decode(errors="replace").strip() or f"a trial ended with {process.returncode}"
 
 
-def _limit(which: int, soft: int, hard: int | None = None) -> None:
-    """Lower a limit; one that is lower already stays."""
-    _, ceiling = resource.getrlimit(which)
-    wanted = soft if hard is None else hard
-    if ceiling != resource.RLIM_INFINITY:
-        soft, wanted = min(soft, ceiling), min(wanted, ceiling)
-    resource.setrlimit(which, (soft, wanted))
+def _plan(command: Sequence[str], sandbox: Sandbox) -> Plan:
+    limits, profile = sandbox.limits, sandbox.profile
+    named = [part for part in command[1:] if os.path.isabs(part) and os.path.exists(part)]
+    readable = [*_libraries(), *named, str(sandbox.root)]
+    uid = _other_user([*_libraries(), *named, command[0]], sandbox) if sandbox.may_change_user else None
+    if uid is not None:
+        _give(sandbox.root, uid)
+    rules = [
+        *((landlock.READ, path) for path in _present([*profile.readable, *readable])),
+        *((landlock.WRITE, path) for path in _present([*profile.writable, *map(str, sandbox.writable)])),
+        *((landlock.CONTROL, path) for pattern in profile.devices for path in glob.glob(pattern)),
+        *((landlock.RUN, path) for path in _programs(command[0], profile)),
+    ]
+    memory = limits.memory_bytes
+    return Plan(
+        rules=rules,
+        processes=profile.processes,
+        tasks=limits.tasks,
+        cpu_seconds=limits.cpu_seconds,
+        open_files=limits.open_files,
+        address_bytes=None if memory is None or profile.devices else memory + ADDRESS_SPACE_BYTES,
+        memory_bytes=memory,
+        disk_bytes=limits.disk_bytes,
+        folders=[str(folder) for folder in sandbox.writable],
+        uid=uid,
+        landlock=landlock.abi() > 0,
+        seccomp=seccomp.is_available(),
+    )
 
 
-def _end_children() -> None:
-    """Kill until nothing is left: orphans of what is killed become our children, for the next round."""
-    while True:
-        for pid in _children():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        try:
-            os.wait()
-        except ChildProcessError:
-            return
+@functools.cache
+def _libraries() -> tuple[str, ...]:
+    """Python's and ours. Not the whole of the interpreter's folder, nor of the source's: both may hold other things."""
+    folders = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    if shared := sysconfig.get_config_var("LDLIBRARY"):
+        folders.append(os.path.join(sysconfig.get_config_var("LIBDIR"), shared))
+    folders.append(os.path.join(sys.prefix, "pyvenv.cfg"))
+    folders += [os.path.dirname(os.path.abspath(module.__file__ or "")) for module in (models, sys.modules[__name__])]
+    return tuple(dict.fromkeys(_present(folders)))
 
 
-def _children() -> Iterator[int]:
-    me = os.getpid()
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            with contextlib.suppress(OSError), open(f"/proc/{name}/stat", "rb") as file:
-                if int(file.read().rpartition(b")")[2].split()[1]) == me:
-                    yield int(name)
+def _programs(interpreter: str, profile: Profile) -> Iterator[str]:
+    yield interpreter
+    yield from _present(["/lib64/ld-linux-x86-64.so.2", "/lib/ld-musl-x86_64.so.1"])
+    for name in profile.programs:
+        yield from _present(os.path.join(folder, name) for folder in PROGRAM_FOLDERS)
+        yield from glob.glob(f"/usr/lib*/gcc/x86_64*/*/{name}")
 
 
-def _prctl(option: int, value: int) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(option, value, 0, 0, 0) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"prctl({option}): {os.strerror(number)}")
+def _present(paths: Iterable[str]) -> list[str]:
+    return [path for path in paths if os.path.exists(path)]
 
 
-def _end_as(status: int) -> None:
-    """End with the same wait status as the engine, so that the worker reads it off us."""
-    if os.WIFSIGNALED(status):
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        number = os.WTERMSIG(status)
-        if number != signal.SIGKILL:
-            signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)
-    os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
+def _other_user(needed: Sequence[str], sandbox: Sandbox) -> int | None:
+    """A user id that nobody has, if an engine can run with it."""
+    if os.geteuid() != 0 or not _may_change_user():
+        return None
+    uid = _FIRST_UID + secrets.randbelow(_UIDS)
+    if not _is_mapped(uid):
+        return None
+    way = [parent for path in (*needed, str(sandbox.root)) for parent in _parents(path)]
+    if all(os.stat(folder).st_mode & stat.S_IXOTH for folder in set(way)) and all(map(_is_readable, needed)):
+        return uid
+    return None
 
 
-if __name__ == "__main__":
-    _config = json.loads(sys.argv[1])
-    _end_as(_guard(_config["parent"], ProcessLimits(**_config["limits"]), sys.argv[2:]))
+def _parents(path: str) -> Iterator[Path]:
+    """Of a path as it is written and as it is resolved."""
+    yield from Path(path).parents
+    yield from Path(path).resolve().parents
+
+
+def _is_readable(path: str) -> bool:
+    mode = os.stat(path).st_mode
+    needed = stat.S_IROTH | (stat.S_IXOTH if stat.S_ISDIR(mode) else 0)
+    return mode & needed == needed
+
+
+def _may_change_user() -> bool:
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("CapEff:"))
+    have = int(line.split()[1], 16)
+    return all(have >> number & 1 for number in _CAPABILITIES_TO_CHANGE_USER)
+
+
+def _is_mapped(uid: int) -> bool:
+    """Whether this user namespace knows the id, as a user and as a group."""
+    for kind in ("uid_map", "gid_map"):
+        ranges = [line.split() for line in Path(f"/proc/self/{kind}").read_text().splitlines()]
+        if not any(int(first) <= uid < int(first) + int(count) for first, _, count in ranges):
+            return False
+    return True
+
+
+def _give(root: Path, uid: int) -> None:
+    os.chown(root, uid, uid)
+    for folder, folders, files in os.walk(root):
+        for name in (*folders, *files):
+            os.chown(os.path.join(folder, name), uid, uid, follow_symlinks=False)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
 import platform
 import socket
 import threading
 from collections.abc import Sequence
 from importlib import metadata
-from pathlib import Path
 
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
@@ -24,6 +22,7 @@ from models.tables import Worker
 from worker import sandbox
 from worker.app import INSPECTIONS, Kind, queue_for, slots_for
 from worker.job import claim_job, run_job
+from worker.machine import memory_bytes
 from worker.supervisor import ENGINE, Supervisor
 from worker.upload import claim_upload, inspect_upload
 from worker.workplace import Workplace
@@ -42,7 +41,10 @@ class WorkerService:
         self.database = Database(settings.database_url)
         self.blobs = open_blobs(settings)
         self._workplace = Workplace(settings.work, self.id)
-        self._supervisor = Supervisor(self.database, self.blobs, settings, self._workplace, self.draining, command)
+        at_once = INSPECTIONS if kind == "control" else 1
+        self._supervisor = Supervisor(
+            self.database, self.blobs, settings, self._workplace, self.draining, command, at_once
+        )
         self._inspecting = threading.BoundedSemaphore(INSPECTIONS)
         self._stopped = threading.Event()
         self._heart = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
@@ -104,19 +106,9 @@ class WorkerService:
             device_class=self.settings.device_class if on_device else None,
             device_set=self.settings.gpus if on_device else None,
             slots=slots_for(self.kind),
-            memory_bytes=_memory_bytes() if self.settings.device_class == "cpu" else None,
+            memory_bytes=memory_bytes() if self.settings.device_class == "cpu" else None,
             versions={**versions, "python": platform.python_version(), "host": socket.gethostname()},
-            sandbox=sandbox.LEVEL,
+            sandbox=sandbox.level(),
             started_at=moment,
             heartbeat_at=moment,
         )
-
-
-def _memory_bytes() -> int:
-    """Of this container, or of the host where nothing limits it."""
-    host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-    except OSError:
-        return host
-    return host if limit == "max" else min(host, int(limit))

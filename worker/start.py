@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import platform
 import signal
 import sys
 import threading
@@ -18,6 +17,7 @@ from celery import Celery
 from celery.signals import worker_ready, worker_shutting_down
 
 from models.settings import Settings, settings
+from worker import sandbox
 from worker.app import Kind, celery_app, queue_for, slots_for
 from worker.service import WorkerService
 from worker.supervisor import ENGINE
@@ -30,11 +30,16 @@ def main(arguments: Sequence[str], command: Sequence[str] = ENGINE) -> int:
     """Serve until SIGTERM or SIGINT. `command` starts an engine; see `Supervisor`."""
     parser = argparse.ArgumentParser(prog="python -m worker")
     parser.add_argument("kind", choices=["control", "device"])
-    kind: Kind = parser.parse_args(arguments).kind
+    parser.add_argument(
+        "--allow-weak-sandbox", action="store_true", help="start even where the kernel cannot confine an engine"
+    )
+    given = parser.parse_args(arguments)
+    kind: Kind = given.kind
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     for name in ("celery.beat", "celery.app.trace", "celery.worker.strategy"):
         logging.getLogger(name).setLevel(logging.WARNING)  # they say more than once a second that all is well
-    problem = _why_not_here(settings(), kind)
+    allow_weak = given.allow_weak_sandbox or settings().allow_weak_sandbox
+    problem = _why_not_here(settings(), kind, allow_weak=allow_weak)
     if problem is not None:
         _logger.error(problem)
         return 1
@@ -75,9 +80,13 @@ def _beat(app: Celery) -> None:
         time.sleep(1)
 
 
-def _why_not_here(settings: Settings, kind: Kind) -> str | None:
-    if sys.platform != "linux" or platform.machine() != "x86_64":
-        return "Workers run on Linux x86-64 only. Elsewhere use `docker compose up`."
+def _why_not_here(settings: Settings, kind: Kind, *, allow_weak: bool) -> str | None:
+    try:
+        sandbox.check()
+    except sandbox.CannotConfine as problem:
+        if not (allow_weak and problem.is_partial):
+            return str(problem)
+        _logger.warning("Engines are confined by no more than: %s. Trust every upload.", sandbox.level())
     if kind == "device" and settings.device_class == "cuda" and not Path("/dev/nvidiactl").exists():
         return "MODELPRESS_DEVICE_CLASS is cuda, but this machine shows no NVIDIA device."
     return None

@@ -11,9 +11,16 @@ from models.database import Database
 from models.events import EngineEvent
 from models.settings import Settings
 from worker.child import Child
-from worker.sandbox import ProcessLimits
+from worker.machine import memory_bytes
+from worker.profiles import Profile
+from worker.sandbox import Limits, Sandbox
 from worker.watch import Patience, Stop, Watch, Watched
 from worker.workplace import RunFolder, Workplace
+
+MEMORY_SHARE = 0.75
+"""Of the machine, for all engines of one worker, where no setting says otherwise."""
+_TASKS, _TASKS_PER_THREAD = 192, 8
+"""Processes and threads of one engine: libraries keep several pools, each of as many threads as it was told."""
 
 ENGINE = (sys.executable, "-P", "-m", "worker.engine")
 
@@ -21,7 +28,7 @@ ENGINE = (sys.executable, "-P", "-m", "worker.engine")
 class Supervisor:
     """Of one worker process. `draining` is set when it stops: what runs is ended and given back.
 
-    `command` starts an engine when the path of a request is added to it.
+    `command` starts an engine when the path of a request is added to it; `at_once` engines may run at the same time.
     """
 
     def __init__(
@@ -32,32 +39,38 @@ class Supervisor:
         workplace: Workplace,
         draining: threading.Event,
         command: Sequence[str] = ENGINE,
+        at_once: int = 1,
     ) -> None:
         self.database, self.blobs, self.settings = database, blobs, settings
         self.workplace, self.draining, self.command = workplace, draining, tuple(command)
+        self.at_once = at_once
 
     def watch(
         self,
         folder: RunFolder,
         run_seconds: float,
+        profile: Profile,
         *,
         on_event: Callable[[EngineEvent], None],
         on_log: Callable[[str], None],
         must_stop: Callable[[], Stop | None],
         may_read: Callable[[], bool] = lambda: True,
     ) -> Watched:
-        """Run an engine on `folder.request` to its end, in at most `run_seconds`; see `Watch`.
+        """Run an engine on `folder.request` to its end, in at most `run_seconds`, confined to `profile`; see `Watch`.
 
         Call it from a thread that stays: the engine dies with it.
         """
         settings = self.settings
         patience = Patience(run_seconds, settings.stall_seconds, settings.scaled(settings.cancel_grace_seconds))
-        limits = ProcessLimits(
+        limits = Limits(
             cpu_seconds=int(run_seconds * settings.engine_threads) + 60,
-            memory_bytes=settings.engine_memory_bytes if settings.device_class == "cpu" else None,
+            memory_bytes=settings.engine_memory_bytes or int(memory_bytes() * MEMORY_SHARE / self.at_once),
+            disk_bytes=settings.engine_disk_bytes,
+            tasks=_TASKS + _TASKS_PER_THREAD * settings.engine_threads,
         )
+        sandbox = Sandbox(profile, folder.root, (folder.job, folder.scratch), limits)
         command = [*self.command, str(folder.request)]
-        with Child(command, engine_environment(settings, folder), limits) as child:
+        with Child(command, engine_environment(settings, folder), sandbox) as child:
             return Watch(
                 child, patience, on_event=on_event, on_log=on_log, must_stop=must_stop, may_read=may_read
             ).run()

@@ -23,6 +23,7 @@ from models.statuses import Phase
 from models.tables import Network
 from worker.files import bring_in
 from worker.job import os_failure
+from worker.profiles import LOADER
 from worker.supervisor import Supervisor
 from worker.watch import Stop, Watched
 from worker.workplace import RunFolder
@@ -66,6 +67,7 @@ def _watch(supervisor: Supervisor, upload: Upload, folder: RunFolder, lease: _Le
     watched = supervisor.watch(
         folder,
         supervisor.settings.inspect_timeout_seconds,
+        LOADER,
         on_event=lambda event: None,
         on_log=log.append,
         must_stop=lease.must_stop,

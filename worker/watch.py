@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from models.errors import Code, Failure
 from models.events import ENGINE_EVENT, EngineEvent, FailedEvent, FinishedEvent, InspectedEvent
+from worker import sandbox
 from worker.child import Child, Ending, LineTooLong
 
 TICK_SECONDS = 0.1
@@ -166,6 +167,12 @@ def crash(ending: Ending, *, out_of_memory: bool) -> Failure:
     if ending.code >= 0:
         return Failure(Code.ENGINE_CRASHED, f"the engine ended with status {ending.code} and no last word; {peak}")
     name = signal.Signals(-ending.code).name
+    if -ending.code == sandbox.MEMORY_ENDED:
+        return Failure(Code.OUT_OF_MEMORY, f"the engine used more memory than it may; {peak}")
+    if -ending.code == sandbox.DISK_ENDED:
+        return Failure(Code.DISK_FULL, "the engine wrote more than it may, or the worker's disk is nearly full")
+    if -ending.code == signal.SIGSYS:
+        return Failure(Code.ENGINE_CRASHED, "the engine made a system call that no engine may make")
     if out_of_memory and -ending.code == signal.SIGKILL:
         return Failure(Code.OUT_OF_MEMORY, f"the system ended the engine for want of memory; {peak}", retryable=True)
     if -ending.code == signal.SIGXCPU:

@@ -51,13 +51,15 @@ class Workplace:
         self._lock = -1
 
     def __enter__(self) -> Workplace:
-        self._parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # Where root serves, engines may be users of their own: let those pass to their folders, and look at none.
+        mode = 0o711 if os.geteuid() == 0 else 0o700
+        self._parent.mkdir(parents=True, exist_ok=True, mode=mode)
         # One at a time: a folder that exists but is not locked yet must not look like an orphan.
         with _locked(self._parent / _LOCK, block=True):
             for folder in self._parent.iterdir():
                 if folder.name.startswith(_PREFIX) and folder.is_dir() and _is_abandoned(folder):
                     _remove(folder)
-            self._folder.mkdir(mode=0o700)
+            self._folder.mkdir(mode=mode)
             self._lock = os.open(self._folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
             fcntl.flock(self._lock, fcntl.LOCK_EX)
         return self

@@ -197,11 +197,8 @@ class Engine:
 
     def lock_up(self) -> None:
         """Leave folders nobody may enter."""
-        closed = self.folder / "closed" / "deep"
-        closed.mkdir(parents=True)
-        (closed / "file").write_text("x")
-        closed.chmod(0)
-        closed.parent.chmod(0)
+        (self.folder / "closed").mkdir()
+        (self.folder / "closed" / "deep").mkdir(mode=0)
         self.end()
 
     def misreport(self) -> None:

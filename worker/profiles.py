@@ -1,0 +1,92 @@
+"""What an engine may reach, written out: one profile for each kind of work. Everything not named here is refused.
+
+A run also gets its own folders, the files its command names, the Python libraries and our `models` and `worker`; see
+`sandbox.py`. What is forbidden to all alike (sockets, other processes, mounts …) is in `seccomp.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+SYSTEM_LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib")
+"""Never `bin`: a program that can be read can be run by the loader."""
+
+SYSTEM_FACTS = (
+    "/etc/ld.so.cache",
+    "/etc/localtime",
+    "/etc/ssl/openssl.cnf",
+    "/proc/cpuinfo",
+    "/proc/filesystems",
+    "/proc/meminfo",
+    "/proc/self",
+    "/proc/stat",
+    "/proc/sys/kernel/osrelease",
+    "/proc/sys/vm/overcommit_memory",
+    "/sys/devices/system/cpu",
+    "/sys/devices/system/node",
+    "/sys/kernel/mm/transparent_hugepage",
+    "/usr/share/locale",
+    "/usr/share/zoneinfo",
+)
+"""Of these, `/proc/self` is the engine's own: what it starts has none."""
+
+HARMLESS_DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
+
+
+@dataclass(frozen=True)
+class Profile:
+    """`readable` and `writable` are files and folders; those that a machine does not have are left out.
+
+    `devices` are patterns of device files, to be read, written and controlled; `programs` are names of what may be
+    started beside the interpreter, looked up in `PROGRAM_FOLDERS`. `processes` counts the engine itself, and those at
+    the same time; threads have a limit of their own, that of the run.
+    """
+
+    name: str
+    readable: tuple[str, ...]
+    writable: tuple[str, ...]
+    devices: tuple[str, ...]
+    programs: tuple[str, ...]
+    processes: int
+
+
+PROGRAM_FOLDERS = ("/usr/local/cuda/bin", "/usr/local/bin", "/usr/bin", "/bin")
+
+LOADER = Profile(
+    name="loader",
+    readable=(*SYSTEM_LIBRARIES, *SYSTEM_FACTS),
+    writable=HARMLESS_DEVICES,
+    devices=(),
+    programs=(),
+    processes=1,
+)
+"""Opens an upload: threads, and no process beside itself."""
+
+BASE = replace(LOADER, name="base", processes=8)
+"""A job on the CPU: also fresh processes of the interpreter, which reload the files that it wrote."""
+
+COMPILE = replace(
+    BASE,
+    name="compile",
+    readable=(*BASE.readable, "/usr/include", "/usr/local/include", "/usr/local/cuda"),
+    programs=(
+        *("cc", "c++", "gcc", "g++", "as", "ld", "ld.bfd", "ld.gold", "ptxas"),
+        *("cc1", "cc1plus", "collect2", "lto-wrapper"),
+    ),
+    processes=32,
+)
+"""A job that compiles kernels: compiler, assembler and linker, and never a shell."""
+
+CUDA = replace(
+    BASE,
+    name="cuda",
+    readable=(
+        *BASE.readable,
+        *("/usr/local/cuda", "/usr/local/nvidia", "/proc/devices", "/proc/driver/nvidia"),
+        *("/sys/bus/pci/devices", "/sys/devices/pci0000:00", "/sys/module/nvidia"),
+    ),
+    devices=("/dev/nvidia*", "/dev/nvidia-caps/*"),
+)
+"""A job on an NVIDIA device. All that the driver offers on its device files stays reachable."""
+
+PROFILES = {profile.name: profile for profile in (BASE, LOADER, COMPILE, CUDA)}
