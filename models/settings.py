@@ -28,6 +28,10 @@ class Settings(BaseSettings):
     s3_access_key_id: str | None = None
     s3_secret_access_key: str | None = Field(default=None, repr=False)
     work: Path = Path("var/work")
+    incoming: Path | None = Field(
+        default=None,
+        description="Files of resumable uploads under way; the same for every api process. Default: with the blobs.",
+    )
 
     host: str = "127.0.0.1"
     port: int = 8000
@@ -51,6 +55,12 @@ class Settings(BaseSettings):
     max_model_bytes: int = 8 * GiB
     max_dataset_bytes: int = 64 * GiB
     body_idle_seconds: float = 30.0
+    body_minimum_bytes_per_second: int = Field(default=1024, description="A body that comes slower is cut off.")
+    max_stored_bytes: int = Field(
+        default=512 * GiB, description="Of one tenant: networks, data sets, artifacts and uploads, same bytes once."
+    )
+    max_open_uploads: int = Field(default=1000, description="Resumable uploads of one tenant at once.")
+    upload_expiry_seconds: float = Field(default=86400.0, description="How long a resumable upload may rest.")
 
     clock_scale: Annotated[float, Field(gt=0, le=10)] = 1.0
     heartbeat_seconds: float = 5.0
