@@ -6,14 +6,17 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
+from models.errors import Code, Failure
 from models.spec import QuantizeStep
 from tests.engine.export.test_onnx import assert_nothing_of_this_machine
-from tests.engine.subjects import dataset_for, run_in, subject_of
+from tests.engine.subjects import dataset_for, lifted, run_in, subject_of
 from worker.engine.export.pt2 import export_pt2
 from worker.engine.graph.lift import lift
 from worker.engine.ingest.read import read_network
@@ -99,3 +102,37 @@ def test_a_file_we_wrote_can_be_uploaded_again(tmp_path: Path) -> None:
         expected, found = outputs_of(subject.graph(*inputs)), outputs_of(again.graph(*inputs))
     assert relative_difference(expected, found) == 0
     assert dict(again.graph.named_parameters()).keys() == dict(subject.graph.named_parameters()).keys()
+
+
+class _Nested(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> dict[str, Any]:
+        y = self.layer(x)
+        return {"scores": y, "more": [y.relu(), (y.exp(), {"deep": y.sum(1)})]}
+
+
+def test_outputs_come_in_the_containers_the_network_returned(tmp_path: Path) -> None:
+    x = torch.randn(3, 4)
+    subject = lifted(_Nested(), (x,), tmp_path)
+    path = tmp_path / "out.pt2"
+    export_pt2(subject.graph, subject, path)
+    outputs = torch.export.load(path).module()(x)
+    assert type(outputs) is dict
+    assert list(outputs) == ["scores", "more"]
+    assert type(outputs["more"]) is list
+    assert type(outputs["more"][1]) is tuple
+    assert type(outputs["more"][1][1]) is dict
+    assert torch.equal(outputs["more"][0], outputs["scores"].relu())
+
+
+@pytest.mark.parametrize("name", ["resnet18", "bert"])
+def test_a_quantized_file_is_not_taken_for_a_network_to_compress(name: str, tmp_path: Path) -> None:
+    subject = quantized(name, tmp_path)
+    path = tmp_path / "out.pt2"
+    export_pt2(subject.network(), subject, path)
+    with pytest.raises(Failure, match="the network is quantized already") as caught:
+        read_network(path)
+    assert caught.value.code is Code.NETWORK_REJECTED

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import fx
+from torch.utils import _pytree as pytree
 
 from worker.engine.export.dynamic import dynamic_shapes
 from worker.engine.graph.integer import in_plain_aten
@@ -30,4 +32,17 @@ def export_pt2(graph: fx.GraphModule, subject: Subject, path: Path) -> None:
                 for key in _TRACES:
                     node.meta.pop(key, None)
     program.example_inputs = None
+    signature = program.module_call_graph[0].signature
+    assert signature is not None
+    places = pytree.tree_unflatten(range(signature.out_spec.num_leaves), signature.out_spec)
+    signature.out_spec = pytree.tree_structure(_plain(places))
     torch.export.save(program, path)
+
+
+def _plain(value: Any) -> Any:
+    """fx keeps lists and dicts in classes of its own; who loads the file gets what the network returned."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return tuple(_plain(item) for item in value) if isinstance(value, tuple) else value

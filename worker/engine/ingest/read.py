@@ -181,6 +181,13 @@ def _output_name(path: tuple[str | int, ...], taken: set[str]) -> str:
 
 
 def _check_parameters(values: dict[str, Tensor], parameters: frozenset[str], warnings: list[Notice]) -> None:
+    integers = sorted(name for name, value in values.items() if value.dtype == torch.int8 and value.dim() >= 2)
+    if integers:
+        listed = ", ".join(integers[:5]) + (" …" if len(integers) > 5 else "")
+        raise rejected(
+            f"the network is quantized already: {listed} hold 8-bit integers, which are neither cut nor trained; "
+            "send the network from before it was quantized"
+        )
     if sum(values[name].numel() for name in parameters) == 0:
         raise Failure(Code.NOT_TRAINABLE, "the network has no parameters, so there is nothing to compress")
     broken = sorted(name for name in parameters if not bool(torch.isfinite(values[name]).all()))
