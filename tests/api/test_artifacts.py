@@ -8,6 +8,7 @@ import os
 
 import pytest
 
+from models.blobs import FolderBlobs
 from models.report import Report
 from tests.api import stories
 from tests.api.serving import Api
@@ -89,6 +90,7 @@ def test_a_range_is_only_for_the_version_named_in_if_range(api: Api, url: str) -
 
 def test_a_damaged_file_is_never_given_out(api: Api, url: str) -> None:
     assert api.client.get(url).status_code == 200
+    assert isinstance(api.service.blobs, FolderBlobs)
     path = api.service.blobs.path(hashlib.sha256(CONTENT).hexdigest())
     path.chmod(0o640)
     with path.open("r+b") as file:

@@ -55,7 +55,8 @@ def test_an_upload_is_stored_under_its_hash_and_waits_for_inspection(
     assert row["id"].startswith(prefix)
     assert response.headers["location"] == f"{path}/{row['id']}"
     assert (row["name"], row["sha256"], row["size_bytes"], row["status"]) == ("mine", sha256, len(body), "inspecting")
-    assert api.service.blobs.path(sha256).read_bytes() == body
+    with api.service.blobs.open(sha256) as stored:
+        assert stored.read() == body
     assert staged(settings) == []
     shown = api.client.get(response.headers["location"]).json()
     assert {key: shown[key] for key in row} == row
