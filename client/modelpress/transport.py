@@ -21,7 +21,37 @@ Progress = Callable[[int, int], None]
 
 _FIRST_CONTACT_SECONDS = 3.0
 _BROKEN = (httpx.NetworkError, httpx.TimeoutException, httpx.RemoteProtocolError)
+RESUMABLE_BYTES = 16 << 20
+"""Files of this size and more are sent so that a broken connection costs nothing."""
+
+_TUS = {"Tus-Resumable": "1.0.0"}
+_GO_ON = (408, 409, 423, 460, 502, 503, 504)
+"""What a part may be answered with that another look at the offset can mend."""
 _NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout)
+
+
+class _Source:
+    """A file to send: read from any offset on, hashed once."""
+
+    def __init__(self, file: Path, progress: Progress | None) -> None:
+        self.size = file.stat().st_size
+        self._file, self._progress = file, progress
+        self._hashed, self._digest = 0, hashlib.sha256()
+
+    def pieces(self, offset: int) -> Iterator[bytes]:
+        with self._file.open("rb") as source:
+            source.seek(offset)
+            while piece := source.read(CHUNK_BYTES):
+                new = piece[max(0, self._hashed - offset) :]
+                self._digest.update(new)
+                self._hashed += len(new)
+                yield piece
+                offset += len(piece)
+                if self._progress:
+                    self._progress(offset, self.size)
+
+    def sha256(self) -> str:
+        return self._digest.hexdigest()
 
 
 class Transport:
@@ -72,34 +102,56 @@ class Transport:
     def upload(
         self, path: str, file: Path, *, params: Mapping[str, Any] | None = None, progress: Progress | None = None
     ) -> Any:
-        """POST a file as the raw body, in pieces, and read the JSON answer.
+        """Send a file in pieces, and read the JSON answer.
 
-        Sent again only where the service kept nothing. Raises ApiError, also when the service's SHA-256 of what
-        arrived is not that of what was sent.
+        A big one goes on where the connection broke; a small one is sent again only where the service kept nothing.
+        Raises ApiError, also when the service's SHA-256 of what arrived is not that of what was sent.
         """
-        size = file.stat().st_size
-        sent = hashlib.sha256()
-
-        def pieces() -> Iterator[bytes]:
-            done = 0
-            with file.open("rb") as source:
-                while piece := source.read(CHUNK_BYTES):
-                    sent.update(piece)
-                    yield piece
-                    done += len(piece)
-                    if progress:
-                        progress(done, size)
-
-        def send() -> httpx.Response:
-            nonlocal sent
-            sent = hashlib.sha256()
-            headers = {"Content-Type": "application/octet-stream", "Content-Length": str(size)}
-            return self._http.post(path, params=_given(params), content=pieces(), headers=headers)
-
-        answer = self._until_answered(send, False).json()
-        if answer.get("sha256") not in (None, sent.hexdigest()):
+        source = _Source(file, progress)
+        if source.size < RESUMABLE_BYTES:
+            headers = {"Content-Type": "application/octet-stream", "Content-Length": str(source.size)}
+            response = self._until_answered(
+                lambda: self._http.post(path, params=_given(params), content=source.pieces(0), headers=headers), False
+            )
+        else:
+            used = {**_given(params), "upload": self._send_resumably(source)}
+            response = self._until_answered(lambda: self._http.post(path, params=used, timeout=_LONG), True)
+        answer = response.json()
+        if answer.get("sha256") not in (None, source.sha256()):
             raise ApiError("upload_damaged", 0, f"{file.name} changed on its way, or while it was read: send it again.")
         return answer
+
+    def _send_resumably(self, source: _Source) -> str:
+        """Upload by tus 1.0 (tus.io/protocols/resumable-upload); returns the upload's id. Raises ApiError."""
+        begin = {**_TUS, "Upload-Length": str(source.size)}
+        created = self._until_answered(lambda: self._http.post("/uploads", headers=begin), True)
+        upload_id = created.headers["Location"].rpartition("/")[2]
+        url, offset, delay = f"/uploads/{upload_id}", 0, 0.1
+        deadline = time.monotonic() + self.patience
+        while offset < source.size:
+            part = {**_TUS, "Upload-Offset": str(offset), "Content-Length": str(source.size - offset)}
+            part["Content-Type"] = "application/offset+octet-stream"
+            before, problem = offset, None
+            try:
+                response = self._http.patch(url, content=source.pieces(offset), headers=part, timeout=_LONG)
+                if response.is_success:
+                    offset = int(response.headers["Upload-Offset"])
+                    continue
+                problem = problem_of(response)
+                if problem.status not in _GO_ON:
+                    raise problem
+            except _BROKEN as broken:
+                problem = self._unreachable(broken)
+            head = self._until_answered(lambda: self._http.head(url, headers=_TUS), True)
+            offset = int(head.headers["Upload-Offset"])
+            if offset > before:
+                deadline, delay = time.monotonic() + self.patience, 0.1
+                continue
+            if time.monotonic() + delay > deadline:
+                raise problem
+            time.sleep(delay)
+            delay = min(delay * 2, 5.0)
+        return upload_id
 
     def download(self, path: str, target: Path, *, sha256: str | None = None, progress: Progress | None = None) -> Path:
         """GET bytes into `target`: written beside it, hashed, and moved there only when all is well.
@@ -174,7 +226,7 @@ class Transport:
                 self._reached = True
                 if not response.is_error:
                     return response
-                passing = response.status_code == 503 or (again and response.status_code in (502, 504))
+                passing = response.status_code in (423, 503) or (again and response.status_code in (502, 504))
                 problem = problem_of(response)
                 pause = problem.retry_after or delay
                 if not passing or time.monotonic() + pause > deadline:
@@ -219,3 +271,7 @@ def _given(params: Mapping[str, Any] | None) -> dict[str, Any]:
 
 def _timeouts(read: float) -> httpx.Timeout:
     return httpx.Timeout(60.0, connect=10.0, read=read)
+
+
+_LONG = _timeouts(read=600.0)
+"""For answers that come once gigabytes are synced, or read and hashed again."""

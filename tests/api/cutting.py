@@ -56,6 +56,8 @@ class CuttingProxy:
                 else:
                     server.shutdown(socket.SHUT_WR)
                     back.join(30)
+                for end in (client, server):
+                    end.shutdown(socket.SHUT_RDWR)
             except OSError:
                 return
 
