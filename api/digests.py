@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import hmac
 import re
@@ -86,7 +85,7 @@ def _members(header: str, value: str) -> dict[str, bytes]:
 def _decoded(header: str, text: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
-    except binascii.Error:
+    except ValueError:  # of base64, or of characters that are not ASCII
         raise Failure(Code.BAD_REQUEST, f"{header} does not hold base64.") from None
 
 

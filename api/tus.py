@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 from datetime import datetime
 from email.utils import format_datetime
@@ -110,7 +109,7 @@ def name_in(metadata: str | None) -> str | None:
             raise _malformed("a key is missing, repeated, or has a character that is not ASCII")
         try:
             pairs[key] = base64.b64decode(encoded.strip(), validate=True).decode(errors="replace")
-        except binascii.Error:
+        except ValueError:  # of base64, or of characters that are not ASCII
             raise _malformed(f"the value of {key[:40]} is not base64") from None
     return pairs.get("filename") or pairs.get("name")
 

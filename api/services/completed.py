@@ -9,6 +9,7 @@ from fastapi import Request
 from api import tus
 from api.bodies import too_large
 from api.deps import Service
+from api.digests import expected_sha256
 from api.services.first_bytes import refuse_by_first_bytes
 from api.services.resumable import settled
 from api.services.uploads import clean_name
@@ -39,9 +40,10 @@ async def use(
     """
     if tus.has_body(request):
         raise Failure(Code.BAD_REQUEST, "The bytes are those of the upload named in `upload`: send no body.")
+    announced = expected_sha256(request.headers)
     await asyncio.to_thread(_known, service, tenant, upload_id)
     async with service.transfers.hold(upload_id) as transfer:
-        row = await asyncio.to_thread(_turn, service, table, tenant, upload_id, transfer, name, limit_bytes)
+        row = await asyncio.to_thread(_turn, service, table, tenant, upload_id, transfer, name, limit_bytes, announced)
     service.nudger.upload_waits()
     return row
 
@@ -59,6 +61,7 @@ def _turn(
     transfer: Transfer,
     name: str | None,
     limit_bytes: int,
+    announced: str | None,
 ) -> Network | Dataset:
     upload = settled(service, tenant, upload_id, transfer)
     if upload.status != TransferStatus.COMPLETE:
@@ -67,6 +70,8 @@ def _turn(
             f"{transfer.file.size_bytes} of {upload.size_bytes} bytes have arrived.",
             where=upload_id,
         )
+    if announced is not None and announced != _hash(service, upload, transfer):
+        raise Failure(Code.CHECKSUM_MISMATCH, "The upload is not the file that Repr-Digest announces.", where=upload_id)
     before = uploads.became(upload, table)
     if before is not None:
         with service.database.read() as session:
@@ -94,9 +99,15 @@ def _published(service: Service, table: UploadTable, upload: ResumableUpload, tr
             refuse_by_first_bytes(table, stored.read(HEAD_BYTES), upload.size_bytes, name)
         return Blob(upload.sha256, upload.size_bytes)
     refuse_by_first_bytes(table, file.head(HEAD_BYTES), upload.size_bytes, name)
-    sha256 = upload.sha256 or transfer.sha256() or file.sha256()
-    with service.database.transaction() as session:
-        uploads.know_hash(session, upload.id, sha256)
-    blob = Blob(sha256, upload.size_bytes)
+    blob = Blob(_hash(service, upload, transfer), upload.size_bytes)
     service.blobs.take_file(file.path, blob)
     return blob
+
+
+def _hash(service: Service, upload: ResumableUpload, transfer: Transfer) -> str:
+    """Known, unless a process died that had hashed a part; then every byte is read again."""
+    if upload.sha256 is None:
+        upload.sha256 = transfer.sha256() or transfer.file.sha256()
+        with service.database.transaction() as session:
+            uploads.know_hash(session, upload.id, upload.sha256)
+    return upload.sha256

@@ -129,12 +129,14 @@ def test_a_method_may_come_in_a_header(api: Api) -> None:
         ({"Upload-Length": "3", "Upload-Concat": "partial"}, "Concat"),
         ({"Upload-Length": "3", "Upload-Metadata": "filename not-base64!"}, "base64"),
         ({"Upload-Length": "3", "Upload-Metadata": "a YQ==,a YQ=="}, "repeated"),
+        ({"Upload-Length": "3", "Upload-Metadata": b"a \xe9\xe9\xe9\xe9"}, "base64"),
+        ({"Upload-Length": "3", "Upload-Metadata": b"\xe9 YQ=="}, "ASCII"),
         ({"Upload-Length": "3", "Upload-Metadata": "a " + "YWFh" * 2000}, "4096"),
         ({"Upload-Length": "3", "Repr-Digest": "md5=:YWFh:"}, "Repr-Digest"),
         ({"Upload-Length": "3", "Repr-Digest": "sha-256=:YWFh:"}, "sha-256"),
     ],
 )
-def test_what_cannot_be_created_says_why(api: Api, headers: dict[str, str], words: str) -> None:
+def test_what_cannot_be_created_says_why(api: Api, headers: dict[str, Any], words: str) -> None:
     problem = problem_of(api.client.post("/uploads", headers={**tus.VERSION, **headers}), 400, "bad_request")
     assert words in problem["detail"]
 
@@ -232,13 +234,14 @@ def test_the_digests_of_http_are_checked_too(api: Api, algorithm: str) -> None:
         {"Upload_Checksum": "crc32 AAAA"},
         {"Upload_Checksum": "sha1"},
         {"Upload_Checksum": "sha1 %%%%"},
+        {"Upload_Checksum": b"sha1 \xe9\xe9"},
         {"Upload_Checksum": "sha1 YWFh"},
         {"Content_Digest": "md5=:YWFh:"},
         {"Content_Digest": "sha-256=YWFh"},
         {"Repr_Digest": "sha-512=:YWFh:"},
     ],
 )
-def test_a_checksum_that_cannot_be_checked_is_refused(api: Api, header: dict[str, str]) -> None:
+def test_a_checksum_that_cannot_be_checked_is_refused(api: Api, header: dict[str, Any]) -> None:
     path = tus.create(api.client, 10)
     problem_of(tus.patch(api.client, path, 0, b"hello", **header), 400, "bad_request")
     assert tus.offset(api.client, path) == 0
@@ -266,6 +269,15 @@ def test_a_raw_upload_is_checked_against_what_it_announces(api: Api, header: str
     problem_of(wrong, 460, "checksum_mismatch")
     assert api.client.get("/models").json()["data"] == []
     assert api.client.post("/models", content=BODY, headers={header: says("sha256", BODY)}).status_code == 201
+
+
+def test_an_upload_is_checked_against_what_its_use_announces(api: Api) -> None:
+    upload = tus.sent(api.client, BODY)
+    query = {"upload": upload}
+    wrong = api.client.post("/models", params=query, headers={"Repr-Digest": tus.digest(b"other")})
+    problem_of(wrong, 460, "checksum_mismatch")
+    right = api.client.post("/models", params=query, headers={"Repr-Digest": tus.digest(BODY)})
+    assert right.status_code == 201
 
 
 def test_an_upload_that_rested_too_long_is_gone_and_its_bytes_are_swept(serve: Callable[..., Api]) -> None:

@@ -21,7 +21,7 @@ def create(client: httpx.Client, length: int, **headers: str) -> str:
     return response.headers["location"]
 
 
-def patch(client: httpx.Client, path: str, offset: int, body: Any, **headers: str) -> httpx.Response:
+def patch(client: httpx.Client, path: str, offset: int, body: Any, **headers: Any) -> httpx.Response:
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     return client.patch(path, content=body, headers={**PART, "Upload-Offset": str(offset), **named})
 
