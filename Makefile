@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test lint bench clean
+.PHONY: help demo serve test lint image-test bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort | column -t -s "$$(printf '\t')"
@@ -39,6 +39,9 @@ lint: $(VENV)/.dev ## formatting, lint, types, import contracts
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+image-test: $(VENV)/.dev ## build both images and run the compose file from them; as root on Debian, with buildah and runc
+	$(BIN)/python -m deploy.image_test
 
 bench: $(VENV)/.dev ## print the benchmark table
 	$(BIN)/python -m bench

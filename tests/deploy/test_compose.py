@@ -157,6 +157,12 @@ def test_requirements_are_those_of_the_project_and_an_unknown_extra_is_refused()
     assert "KeyError: 'nothing'" in refused.stderr
 
 
+def test_services_that_wait_for_each_other_are_refused() -> None:
+    assert compose.in_order({"a": {"depends_on": {"b": {}}}, "b": {}}) == ["b", "a"]
+    with pytest.raises(ValueError, match="depends_on goes in circles"):
+        compose.in_order({"a": {"depends_on": {"b": {}}}, "b": {"depends_on": {"a": {}}}})
+
+
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """Everything up, in the order of `depends_on`; without the GPU's worker, and without nginx where there is none."""

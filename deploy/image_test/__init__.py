@@ -1,0 +1,1 @@
+"""Building both images, and running every service of docker-compose.yml from root file systems, without Docker."""
