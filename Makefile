@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test lint image-test bench clean
+.PHONY: help demo serve test lint image-test bench promises clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort | column -t -s "$$(printf '\t')"
@@ -45,6 +45,9 @@ image-test: $(VENV)/.dev ## build both images and run the compose file from them
 
 bench: $(VENV)/.dev ## print the benchmark table
 	$(BIN)/python -m bench
+
+promises: $(VENV)/.dev ## bring about every fault it promises to survive, and print the table (an hour; SHARE=0.1 for a tenth)
+	$(BIN)/python -m tests.promises --share $(or $(SHARE),1)
 
 clean: ## remove everything that was built or stored here
 	rm -rf $(VENV) var build dist *.egg-info client/*.egg-info

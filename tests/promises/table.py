@@ -1,0 +1,89 @@
+"""Every row: the promise, its fault, how often it is brought about, and on which clocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from tests.promises import disks, engines, submitting, training, workers
+from tests.promises.outcome import Outcome
+from tests.promises.place import Place
+
+FAST = 0.05
+
+
+@dataclass(frozen=True)
+class Row:
+    """`short` and `full` are how many faults; `timed` says what the seconds are. `disk_megabytes`: blobs lie on a file
+    system of that size, in memory."""
+
+    promise: str
+    fault: str
+    run: Callable[[Place, int], Outcome]
+    short: int
+    full: int
+    timed: str
+    scale: float = FAST
+    on_postgres: bool = False
+    disk_megabytes: int | None = None
+    environment: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return f"{self.promise} {self.fault}" + (" at full clocks" if self.scale == 1 else "")
+
+    def measure(self, injections: int) -> Outcome:
+        where = Place(self.scale, on_postgres=self.on_postgres, disk_megabytes=self.disk_megabytes, **self.environment)
+        with where as place:
+            return self.run(place, injections)
+
+
+_STALL = {"MODELPRESS_STALL_SECONDS": "1"}
+_MEMORY = {"MODELPRESS_ENGINE_MEMORY_BYTES": str(256 << 20)}
+_STATES = {"MODELPRESS_CHECKPOINT_SECONDS": "5", "MODELPRESS_MAX_STRIKES": "1000"}
+_SCALED = (
+    Row("P8", "worker killed mid-job", workers.worker_killed, 1, 20, "kill to claimed again"),
+    Row("P9", "worker stopped past its lease, woken", workers.worker_sleeps_and_wakes, 1, 20, "stop to claimed again"),
+    Row("P11", "database away for two leases", workers.database_away, 1, 20, "back to served", on_postgres=True),
+)
+ROWS = (
+    Row("P1", "api killed at any moment", submitting.api_killed_at_any_moment, 5, 200, "kill to serving again"),
+    Row(
+        "P1",
+        "api killed between commit and nudge",
+        submitting.api_killed_between_commit_and_nudge,
+        5,
+        200,
+        "kill to claimed",
+        on_postgres=True,
+    ),
+    Row("P2", "32 clients, one key, api killed", submitting.many_clients_with_one_key, 3, 200, "sent to all answered"),
+    Row("P3", "broker hung, then gone", submitting.broker_hung_or_gone, 10, 200, "submit to answer"),
+    Row("P4", "broker flushed, or restarted empty", submitting.broker_forgets, 4, 200, "flush to claimed"),
+    Row("P7", "engine dies once", engines.engine_dies_once, 8, 200, "death to claimed again"),
+    Row("P7", "engine dies each time", engines.engine_always_dies, 6, 200, "death to seen"),
+    Row(
+        "P7", "engine takes all memory", engines.engine_takes_all_memory, 1, 20, "submit to failed", environment=_MEMORY
+    ),
+    *_SCALED,
+    *(replace(row, scale=1.0, short=0, full=3) for row in _SCALED),
+    Row("P10", "engine frozen", engines.engine_freezes, 2, 20, "freeze to ended", environment=_STALL),
+    Row("P13", "disk full on upload", disks.upload_to_a_full_disk, 4, 200, "space to stored", disk_megabytes=96),
+    Row(
+        "P13", "disk full on checkpoint, artifact", disks.job_on_a_full_disk, 2, 20, "space to done", disk_megabytes=96
+    ),
+    Row("P15", "killed while publishing", disks.killed_while_publishing, 20, 200, "clearing up", on_postgres=True),
+    Row("P18", "cancel against success", engines.cancel_against_success, 10, 1000, "asked to cancelled"),
+    Row("P18", "cancel of one that defies", engines.cancel_of_one_that_defies, 1, 20, "asked to all gone"),
+    Row("P21", "worker told to stop", workers.worker_stops, 1, 20, "told to claimed again"),
+    Row(
+        "P23",
+        "engine killed in training (bytes)",
+        training.trained_to_the_same_bytes,
+        1,
+        20,
+        "kill to claimed again",
+        environment=_STATES,
+    ),
+)
+"""Lease faults at full clocks cost minutes each, so the short table has none of them."""

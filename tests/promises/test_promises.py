@@ -1,0 +1,18 @@
+"""A sample of each row of the table that `make promises` prints in full."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests.promises.table import ROWS, Row
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", [row for row in ROWS if row.short], ids=lambda row: row.name)
+def test_the_promise_holds(row: Row) -> None:
+    if row.disk_megabytes is not None and os.geteuid() != 0:
+        pytest.skip("only root may mount a small disk")
+    outcome = row.measure(row.short)
+    assert outcome.holds, outcome

@@ -1,0 +1,89 @@
+"""P23: the real engine, killed at any moment of fine-tuning, delivers the bytes of one that was not."""
+
+from __future__ import annotations
+
+import random
+import time
+
+import psutil
+from sqlalchemy import select
+
+from models.rules import resolve
+from models.spec import Spec
+from models.statuses import JobStatus
+from models.tables import Artifact, Checkpoint, Dataset, Network
+from tests.e2e.jobs import write_data, write_network
+from tests.promises.outcome import Outcome
+from tests.promises.place import Place
+from tests.worker.fleet import until
+from worker.engine.data.inspect import inspect_dataset
+from worker.engine.inspect import inspect_network
+
+PATIENCE = 600.0
+
+
+def trained_to_the_same_bytes(place: Place, injections: int) -> Outcome:
+    """Kills of the engine while it trains, all in one job; its files are compared with those of a job left alone."""
+    outcome, fleet, chance = Outcome(), place.fleet, random.Random(5)
+    fleet.start("device", program="worker")
+    network_file = write_network("resnet18", place.folder)
+    dataset_file = write_data("resnet18", place.folder, samples=480)
+    network, dataset = inspect_network(network_file), inspect_dataset(dataset_file)
+    network_id = fleet.upload(Network, network_file.read_bytes())
+    dataset_id = fleet.upload(Dataset, dataset_file.read_bytes())
+    with fleet.database.transaction() as session:
+        session.get_one(Network, network_id).status = session.get_one(Dataset, dataset_id).status = "ready"
+
+    def submit() -> str:
+        steps = [
+            {"step": "prune", "amount": {"macs": 0.4}, "round_to": 2},
+            {"step": "finetune", "epochs": 2 + injections // 4, "batch_size": 8},
+        ]
+        asked = {"model": network_id, "dataset": dataset_id, "steps": steps, "export": ["onnx"]}
+        spec = Spec.model_validate(asked)
+        return fleet.submit_spec(resolve(spec, network, dataset))
+
+    def states(job_id: str) -> int:
+        return sum(event["type"] == "checkpoint" and event["epoch"] is not None for event in fleet.events(job_id))
+
+    job_id = submit()
+    for _ in range(injections):
+        seen = states(job_id)
+        until(lambda: states(job_id) > seen or fleet.job(job_id).status in ("succeeded", "failed"), "a state", PATIENCE)  # noqa: B023
+        time.sleep(chance.uniform(0.0, 0.5))
+        if fleet.job(job_id).phase != "finetuning":
+            break
+        killed, attempt = time.time(), fleet.job(job_id).attempt
+        try:
+            fleet.engine().kill()
+        except psutil.NoSuchProcess:
+            continue
+        until(lambda: fleet.job(job_id).attempt > attempt, "the next attempt", PATIENCE)  # noqa: B023
+        outcome.injections += 1
+        outcome.seconds.append(place.started(job_id, attempt + 1) - killed)
+    place.account(outcome, [job_id], patience=PATIENCE)
+    outcome.require(outcome.injections > 0, "training ended before anything was killed")
+    interrupted = _files(place, job_id)
+    _forget(place)
+    alone = submit()
+    place.account(outcome, [alone], patience=PATIENCE)
+    outcome.require(fleet.job(alone).attempt == 1, "the job that was to be left alone was not")
+    uninterrupted = _files(place, alone)
+    outcome.lost += sum(interrupted.get(name) != sha256 for name, sha256 in uninterrupted.items())
+    outcome.require(set(uninterrupted) == {"model.onnx", "spec.json"}, str(set(uninterrupted)))
+    assert fleet.job(job_id).status == JobStatus.SUCCEEDED, fleet.log(job_id)[-3000:]
+    return outcome
+
+
+def _files(place: Place, job_id: str) -> dict[str, str]:
+    """SHA-256 of each file but the report, which has times in it."""
+    with place.fleet.database.read() as session:
+        rows = session.scalars(select(Artifact).where(Artifact.job_id == job_id)).all()
+        return {row.name: row.sha256 for row in rows if row.kind != "report"}
+
+
+def _forget(place: Place) -> None:
+    """Leave no checkpoint that the next job could go on from."""
+    with place.fleet.database.transaction() as session:
+        for row in session.scalars(select(Checkpoint)).all():
+            session.delete(row)
