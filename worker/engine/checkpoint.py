@@ -19,15 +19,14 @@ from models.report import StepReport
 from worker.engine.prune.step import replay as replay_prune
 from worker.engine.quantize.step import replay as replay_quantize
 from worker.engine.run import Run
-from worker.engine.subject import Record, Subject
-from worker.engine.train.state import TrainingState
+from worker.engine.subject import Record, StepState, Subject
 from worker.engine.train.step import replay as replay_finetune
 
 _FORMAT = "modelpress-checkpoint-2"
 REPLAY = {"prune": replay_prune, "finetune": replay_finetune, "quantize": replay_quantize}
 _REPORTS = TypeAdapter(list[StepReport])
 _NETWORK = "network."
-"""How `TrainingState` names the weights that are the subject's own."""
+"""How `StepState` names the weights that are the subject's own."""
 
 _STATES_KEPT = 3
 """Files of states inside a step: the newest, and those that the worker may not have copied yet."""
@@ -48,7 +47,7 @@ class Checkpoints:
         if self._save(reports, path, None):
             self._say(len(reports) - 1, None, path)
 
-    def inside_step(self, reports: list[StepReport], state: TrainingState) -> None:
+    def inside_step(self, reports: list[StepReport], state: StepState) -> None:
         """In the step after the last of `reports`. Each gets a file of its own: the one before may be being read."""
         key = inside_key(self._keys[len(reports)])
         number = int(self._states[-1].parent.name) + 1 if self._states else 1
@@ -60,7 +59,7 @@ class Checkpoints:
             shutil.rmtree(old.parent)
             self._states.remove(old)
 
-    def _save(self, reports: list[StepReport], path: Path, state: TrainingState | None) -> bool:
+    def _save(self, reports: list[StepReport], path: Path, state: StepState | None) -> bool:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             save_checkpoint(self._subject, reports, path, state)
@@ -77,9 +76,7 @@ class Checkpoints:
         self._run.emit(CheckpointEvent(step_index=step_index, epoch=epoch, path=name, key=path.stem))
 
 
-def save_checkpoint(
-    subject: Subject, reports: list[StepReport], path: Path, training: TrainingState | None = None
-) -> None:
+def save_checkpoint(subject: Subject, reports: list[StepReport], path: Path, training: StepState | None = None) -> None:
     """Write `subject` to `path`, after its last step or, with `training`, inside the next. Tied parameters are written
     once, and the network that is trained not a second time."""
     tensors = {f"state.{name}": tensor.detach().contiguous() for name, tensor in _state(subject).items()}
@@ -99,7 +96,7 @@ def save_checkpoint(
     save_file(tensors, path, metadata)
 
 
-def restore_checkpoint(subject: Subject, path: Path) -> tuple[list[StepReport], TrainingState | None]:
+def restore_checkpoint(subject: Subject, path: Path) -> tuple[list[StepReport], StepState | None]:
     """Bring a freshly lifted `subject` to the state in `path`; the reports of the steps it stands for come back, and
     what the training that was under way goes on from.
 
@@ -129,7 +126,7 @@ def restore_checkpoint(subject: Subject, path: Path) -> tuple[list[StepReport], 
                 name.removeprefix("training."): file.get_tensor(name) for name in names if name.startswith("training.")
             }
             network = {f"{_NETWORK}{name}": file.get_tensor(f"state.{name}") for name in state}
-            training = TrainingState(data, inside | network)
+            training = StepState(data, inside | network)
     reports = [report.model_copy(update={"resumed": True}) for report in _REPORTS.validate_json(metadata["reports"])]
     return reports, training
 

@@ -29,8 +29,7 @@ from worker.engine.measure.metrics import at_chance
 from worker.engine.prune.step import run as prune
 from worker.engine.quantize.step import run as quantize
 from worker.engine.run import Run
-from worker.engine.subject import Subject
-from worker.engine.train.state import TrainingState
+from worker.engine.subject import StepState, Subject
 from worker.engine.train.step import run as finetune
 
 STEPS: dict[type, Callable[[Subject, Any, Run], dict[str, Any]]] = {
@@ -101,9 +100,7 @@ def _warn_of_a_baseline_at_chance(run: Run, baseline: Measurement) -> None:
         )
 
 
-def _resume(
-    subject: Subject, request: CompressRequest, keys: list[str]
-) -> tuple[list[StepReport], TrainingState | None]:
+def _resume(subject: Subject, request: CompressRequest, keys: list[str]) -> tuple[list[StepReport], StepState | None]:
     """Restore the furthest checkpoint handed over; their files are named by key. The steps it stands for come back,
     and the state inside the next one, where it is of that."""
     offered = {path.stem: path for path in request.checkpoints}
@@ -123,7 +120,7 @@ def _take_steps(subject: Subject, run: Run, checkpoints: Checkpoints, done: list
             run.warn(notice.code, notice.message)
         run.emit(StepEvent(report=report))
 
-    def keep_state(state: TrainingState) -> None:
+    def keep_state(state: StepState) -> None:
         checkpoints.inside_step(reports, state)
         run.interrupts.state_kept()
 

@@ -16,10 +16,10 @@ from models.inspection import Notice
 from models.spec import Spec
 from models.statuses import Phase
 from worker.engine.interrupts import Interrupts
+from worker.engine.subject import StepState
 
 if TYPE_CHECKING:
     from worker.engine.data.dataset import Dataset
-    from worker.engine.train.state import TrainingState
 
 
 @dataclass
@@ -37,8 +37,8 @@ class Run:
     data: Dataset | None = None
     step_index: int | None = None
     interrupts: Interrupts = field(default_factory=Interrupts)
-    state: TrainingState | None = None
-    keep_state: Callable[[TrainingState], None] = lambda state: None
+    state: StepState | None = None
+    keep_state: Callable[[StepState], None] = lambda state: None
     warnings: list[Notice] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     _share: tuple[float, float] = (0.0, 100.0)

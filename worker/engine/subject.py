@@ -26,6 +26,14 @@ class Record:
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class StepState:
+    """The middle of a step, enough to go on from it to the same bytes: `data` is JSON, `tensors` the rest."""
+
+    data: dict[str, Any]
+    tensors: Mapping[str, Tensor]
+
+
 @dataclass
 class Subject:
     """`graph` is the lifted network (real `nn` modules, eval mode) that steps change in place.

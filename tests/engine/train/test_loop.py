@@ -18,8 +18,9 @@ from models.errors import Code, Failure
 from models.inspection import TensorInfo
 from models.spec import Data
 from worker.engine.data.dataset import Batch, Dataset, open_dataset
+from worker.engine.subject import StepState
 from worker.engine.train.loop import Epoch, Log, Plan, Verdict, learning_rate_at, train
-from worker.engine.train.state import TrainingState, copy_weights, weights_of
+from worker.engine.train.state import copy_weights, weights_of
 
 PLAN = Plan(epochs=4, learning_rate=1e-2, weight_decay=1e-2, batch_size=16, seed=3)
 
@@ -104,13 +105,13 @@ def test_the_global_random_state_is_left_as_it_was(tmp_path: Path) -> None:
 @pytest.mark.parametrize("stop", [0, 1, 4, 5, 6, 17, 22, 23])
 def test_going_on_from_any_batch_gives_the_same_bits_as_never_stopping(tmp_path: Path, stop: int) -> None:
     data = clusters(tmp_path)
-    whole, states = network(), list[TrainingState]()
+    whole, states = network(), list[StepState]()
     log = fit(whole, data, on_state=states.append, state_due=lambda: True)
     assert len(states) == 24, "four epochs of six batches"
 
     state = states[stop]
     save_file(dict(state.tensors), tmp_path / "state.safetensors", {"data": json.dumps(state.data)})
-    loaded = TrainingState(json.loads(json.dumps(state.data)), load_file(tmp_path / "state.safetensors"))
+    loaded = StepState(json.loads(json.dumps(state.data)), load_file(tmp_path / "state.safetensors"))
     resumed = network(seed=9)
     assert not same_weights(whole, resumed)
     log_resumed = fit(resumed, data, resume=loaded)
@@ -119,9 +120,9 @@ def test_going_on_from_any_batch_gives_the_same_bits_as_never_stopping(tmp_path:
 
 
 def test_a_state_is_not_changed_by_the_training_that_follows(tmp_path: Path) -> None:
-    module, data, sums = network(), clusters(tmp_path), list[tuple[TrainingState, float]]()
+    module, data, sums = network(), clusters(tmp_path), list[tuple[StepState, float]]()
 
-    def total(state: TrainingState) -> float:
+    def total(state: StepState) -> float:
         return sum(value.double().sum().item() for value in state.tensors.values())
 
     fit(module, data, on_state=lambda state: sums.append((state, total(state))), state_due=lambda: True)
@@ -139,7 +140,7 @@ def test_keeping_states_changes_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("batches", [1, 3, 6, 8])
 def test_when_time_runs_out_the_epoch_ends_there_is_judged_and_the_best_is_kept(tmp_path: Path, batches: int) -> None:
-    module, data, states = network(), clusters(tmp_path), list[TrainingState]()
+    module, data, states = network(), clusters(tmp_path), list[StepState]()
     log = fit(module, data, on_state=states.append, state_due=lambda: True, out_of_time=lambda: len(states) >= batches)
     assert log.cut_short
     assert len(states) == batches

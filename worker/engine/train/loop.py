@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from models.errors import Code, Failure
 from worker.engine.data.dataset import Batch, Split
-from worker.engine.train.state import Position, TrainingState, capture, copy_weights, device_of, load_weights, restore
+from worker.engine.subject import StepState
+from worker.engine.train.state import Position, capture, copy_weights, device_of, load_weights, restore
 
 WARM_UP = 0.1
 """Share of all steps in which the learning rate rises."""
@@ -92,10 +93,10 @@ def train(
     *,
     on_progress: Callable[[float, int], None] = lambda fraction, epoch: None,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
-    on_state: Callable[[TrainingState], None] = lambda state: None,
+    on_state: Callable[[StepState], None] = lambda state: None,
     state_due: Callable[[], bool] = lambda: False,
     out_of_time: Callable[[], bool] = lambda: False,
-    resume: TrainingState | None = None,
+    resume: StepState | None = None,
 ) -> Log:
     """Train `network` in place and leave the best weights in it, in eval mode.
 

@@ -1,4 +1,7 @@
-"""Everything a training run needs to go on as if it had never stopped: tensors and JSON, so safetensors can hold it."""
+"""Everything a training run needs to go on as if it had never stopped: tensors and JSON, so safetensors can hold it.
+
+The names in `StepState.tensors` begin with `network.`, `best.`, `optimizer.`, `random.` and `epoch.`.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from models.errors import Code, Failure
+from worker.engine.subject import StepState
 
 Weights = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class TrainingState:
-    """After a batch. `data` is JSON; the names in `tensors` begin with `network.`, `best.`, `optimizer.`, `random.`
-    and `epoch.`."""
-
-    data: dict[str, Any]
-    tensors: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -65,7 +60,7 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 def capture(
     network: nn.Module, optimizer: torch.optim.Optimizer, at: Position, best: Weights, data: dict[str, Any]
-) -> TrainingState:
+) -> StepState:
     """Copies of everything; `data` is kept with it."""
     tensors = {f"network.{name}": tensor for name, tensor in copy_weights(network).items()}
     tensors |= {f"best.{name}": tensor for name, tensor in best.items()}
@@ -78,10 +73,10 @@ def capture(
     device = device_of(network)
     if device.type == "cuda":
         tensors["random.cuda"] = torch.cuda.get_rng_state(device)
-    return TrainingState(data | {"epoch": at.epoch, "batches": at.batches, "samples": at.samples}, tensors)
+    return StepState(data | {"epoch": at.epoch, "batches": at.batches, "samples": at.samples}, tensors)
 
 
-def restore(state: TrainingState, network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Weights, Position]:
+def restore(state: StepState, network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Weights, Position]:
     """Put `state` back; the best weights so far and where to go on come back."""
     load_weights(network, _part(state, "network."))
     device = device_of(network)
@@ -108,5 +103,5 @@ def restore(state: TrainingState, network: nn.Module, optimizer: torch.optim.Opt
     return best, position
 
 
-def _part(state: TrainingState, prefix: str) -> Weights:
+def _part(state: StepState, prefix: str) -> Weights:
     return {name.removeprefix(prefix): value for name, value in state.tensors.items() if name.startswith(prefix)}
