@@ -87,7 +87,7 @@ HINTS: dict[Code, str] = {
     Code.OUT_OF_GPU_MEMORY: 'Lower `batch_size`, or run on `"device": "cpu"`.',
     Code.OUT_OF_MEMORY: "Lower `batch_size`, or run on a worker with more memory.",
     Code.DISK_FULL: "The worker's disk is full; free space, then clone the job: finished steps are kept.",
-    Code.TIMEOUT: "Raise `limits.timeout_s`, or ask for fewer epochs.",
+    Code.TIMEOUT: 'Raise `limits.timeout_s`, ask for fewer epochs, or set `"on_timeout": "best_so_far"`.',
     Code.STALLED: "The engine stopped making progress and was ended; clone the job, and report it if it happens again.",
     Code.NAN_LOSS: "Lower the learning rate; if no epoch had begun, check `transform` and the samples.",
     Code.VERIFICATION_FAILED: "The file did not reproduce the engine's outputs and was withheld; please report it.",

@@ -109,7 +109,8 @@ class Provenance(_Frozen):
 
 
 class Report(_Frozen):
-    """`original` and `compressed` are the first pair of `files`; `requirement_missed` says by how much, in words.
+    """`original` and `compressed` are the first pair of `files`; `requirement_missed` says by how much, in words;
+    `cut_short` says what the end of the time left undone (`limits.on_timeout`).
 
     `mask_check` is the largest relative difference between a cut network and its masked twin, over all cuts.
     `split_made_here`: a split was drawn by us, so the original may have been trained on what it is tested on.
@@ -125,6 +126,7 @@ class Report(_Frozen):
     mask_check: float | None
     split_made_here: bool
     requirement_missed: str | None = None
+    cut_short: str | None = None
     warnings: list[Notice]
     seconds: dict[str, float]
     provenance: Provenance

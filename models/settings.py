@@ -70,6 +70,9 @@ class Settings(BaseSettings):
     checkpoint_seconds: Annotated[float, Field(gt=0)] = Field(
         default=300.0, description="Between two states kept inside a step, so that no more work than this is lost."
     )
+    deliver_seconds: float = Field(
+        default=600.0, description="What an engine whose time is up may take to deliver the best so far."
+    )
     inspect_timeout_seconds: float = 600.0
     stall_seconds: float = 600.0
     max_strikes: int = Field(default=3, description="Attempts that may end badly before a job fails.")

@@ -150,6 +150,11 @@ class Limits(Strict):
     timeout_s: Annotated[int, Field(ge=1, le=7 * 86400)] = Field(
         default=7200, description="Seconds one attempt may run before it fails as `timeout`."
     )
+    on_timeout: Literal["fail", "best_so_far"] = Field(
+        default="fail",
+        description="`best_so_far`: once the time is up, stop training at the best state so far, leave the steps that "
+        "have not begun out, and deliver that; the report says so in `cut_short`.",
+    )
 
 
 class Require(Strict):

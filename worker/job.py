@@ -108,7 +108,7 @@ class _Attempt:
                 self._prepare(folder)
                 watched = self._supervisor.watch(
                     folder,
-                    float(self._assignment.spec.limits.timeout_s),
+                    self._run_seconds(),
                     CUDA if self._settings.device_class == "cuda" else BASE,
                     on_event=self._on_event,
                     on_log=self._journal.log,
@@ -152,6 +152,11 @@ class _Attempt:
             checkpoint_seconds=self._settings.scaled(self._settings.checkpoint_seconds),
         )
         folder.request.write_text(request.model_dump_json())
+
+    def _run_seconds(self) -> float:
+        """Until the engine is ended. One that is to deliver the best so far looks at the clock itself."""
+        limits = self._assignment.spec.limits
+        return limits.timeout_s + (self._settings.deliver_seconds if limits.on_timeout == "best_so_far" else 0.0)
 
     def _must_stop(self) -> Stop | None:
         if self._journal.error is not None:

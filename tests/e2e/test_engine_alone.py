@@ -150,6 +150,23 @@ def test_an_engine_told_to_stop_while_it_trains_keeps_its_state_and_another_ends
         assert (tmp_path / "on/artifacts" / name).read_bytes() == (folder / "job/artifacts" / name).read_bytes(), name
 
 
+def test_when_the_time_is_up_the_best_so_far_is_delivered_and_the_report_says_so(tmp_path: Path) -> None:
+    steps = [CHAIN[0], {"step": "finetune", "epochs": 1000}, CHAIN[2]]
+    limits = {"timeout_s": 1, "on_timeout": "best_so_far"}
+    asked = request(tmp_path, "resnet18", steps, export=["onnx"], limits=limits)
+    status, events, log = run_engine(asked, tmp_path)
+    assert status == 0, log
+    report = Report.model_validate_json((tmp_path / "job/artifacts/report.json").read_bytes())
+    assert report.cut_short is not None
+    assert report.cut_short.startswith("The 1 seconds of `limits.timeout_s` were up: ")
+    assert "quantize left out" in report.cut_short
+    assert "cut_short" in [notice.code for notice in report.warnings]
+    assert report.compressed.macs < 0.6 * report.original.macs
+    assert {row.bits for row in report.layers} == {32}
+    ends = [event["step_index"] for event in events if event["type"] == "checkpoint" and event["epoch"] is None]
+    assert ends == [0], "a step that was cut short is no state that another job may take for its end"
+
+
 @pytest.mark.parametrize("on_miss", ["report", "fail"])
 def test_without_labels_what_is_required_is_agreement(on_miss: str, tmp_path: Path) -> None:
     prune = {"step": "prune", "amount": {"macs": 0.5}, "round_to": 1, "criterion": "random"}

@@ -15,6 +15,7 @@ from sqlalchemy import select
 
 from models.database import migrate
 from models.errors import Code
+from models.spec import Spec
 from models.statuses import JobStatus
 from models.tables import Artifact, Checkpoint
 from tests.services import Valkey
@@ -46,6 +47,27 @@ def device(served: Fleet) -> Iterator[Fleet]:
     yield served
     until(lambda: not served.runs_on_disk(), "no run folder to be left")
     assert not served.engines()
+
+
+@pytest.mark.parametrize("in_time", [True, False])
+def test_an_engine_may_deliver_the_best_so_far_after_its_time_but_not_for_ever(
+    fleet: Fleet, tmp_path: Path, in_time: bool
+) -> None:
+    fleet.start("device", MODELPRESS_DELIVER_SECONDS="60" if in_time else "0.5")
+    gate = tmp_path / "gate"
+    document = {
+        "model": fleet.network_id,
+        "steps": [{"step": "prune", "amount": {"channels": 0.5}}],
+        "limits": {"timeout_s": 1, "on_timeout": "best_so_far"},
+        "metadata": {"do": "finish", "gate": str(gate)},
+    }
+    job_id = fleet.submit_spec(Spec.model_validate(document))
+    if in_time:
+        fleet.wait(job_id, JobStatus.RUNNING)
+        time.sleep(2.0)
+        gate.touch()
+    job = fleet.wait(job_id)
+    assert (job.status, job.error and job.error["code"]) == (("succeeded", None) if in_time else ("failed", "timeout"))
 
 
 def test_a_job_that_works_gives_artifacts_a_report_and_a_log(device: Fleet) -> None:

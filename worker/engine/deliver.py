@@ -99,6 +99,7 @@ def deliver(subject: Subject, run: Run, request: CompressRequest, before: Measur
         mask_check=max((step.details["mask_check"] for step in steps if "mask_check" in step.details), default=None),
         split_made_here=run.data is not None and run.data.split_made_here,
         requirement_missed=missed,
+        cut_short=run.cut_short,
         warnings=run.warnings,
         seconds=run.seconds,
         provenance=_provenance(run, request),

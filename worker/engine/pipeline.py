@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -50,7 +51,9 @@ def compress(request: CompressRequest, emit: Callable[[EngineEvent], None]) -> N
     torch.set_num_threads(request.threads)
     folder = request.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    interrupts = Interrupts(request.checkpoint_seconds)
+    limits = request.spec.limits
+    deliver_seconds = limits.timeout_s if limits.on_timeout == "best_so_far" else math.inf
+    interrupts = Interrupts(request.checkpoint_seconds, deliver_seconds)
     run = Run(request.spec, folder, emit, _device(request.device), interrupts=interrupts)
 
     run.phase(Phase.INSPECTING)
@@ -111,7 +114,8 @@ def _resume(subject: Subject, request: CompressRequest, keys: list[str]) -> tupl
 
 
 def _take_steps(subject: Subject, run: Run, checkpoints: Checkpoints, done: list[StepReport]) -> list[StepReport]:
-    """Every step not done yet, each measured and checkpointed as soon as it ends, and inside where it takes long."""
+    """Every step not done yet, each measured and checkpointed as soon as it ends, and inside where it takes long. Once
+    the time is up no other begins, and one that was cut short is no state to go on from."""
     steps = run.spec.steps or []
     width = (_STEPS_END - _STEPS_START) / sum(_WEIGHTS[step.step] for step in steps)
     start, reports = _STEPS_START, list(done)
@@ -131,6 +135,9 @@ def _take_steps(subject: Subject, run: Run, checkpoints: Checkpoints, done: list
         start += width * _WEIGHTS[step.step]
         if index < len(done):
             continue
+        if reports and run.interrupts.out_of_time():
+            _cut_short(run, f"{', '.join(step.step for step in steps[index:])} left out")
+            break
         began, said = time.monotonic(), len(run.warnings)
         torch.manual_seed((run.spec.seed + index) % 2**63)
         details = STEPS[type(step)](subject, step, run)
@@ -146,9 +153,18 @@ def _take_steps(subject: Subject, run: Run, checkpoints: Checkpoints, done: list
         run.state = None
         reports.append(report)
         run.emit(StepEvent(report=report))
+        if isinstance(step, FinetuneStep) and details["cut_short"]:
+            rest = "".join(f", {later.step} left out" for later in steps[index + 1 :])
+            _cut_short(run, f"{step.step} ended with epoch {details['epochs']} of {step.epochs}{rest}")
+            break
         checkpoints.after_step(reports)
     run.step_index = None
     return reports
+
+
+def _cut_short(run: Run, what: str) -> None:
+    run.cut_short = f"The {run.spec.limits.timeout_s} seconds of `limits.timeout_s` were up: {what}."
+    run.warn("cut_short", run.cut_short)
 
 
 def _device(name: str) -> torch.device:

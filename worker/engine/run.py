@@ -28,6 +28,7 @@ class Run:
 
     `shares` says how the work divides: (start, width) in percent of the part that runs now.
     `keep_state` takes the state inside a step; `state` is the one to go on from, where there is one.
+    `cut_short` says, once the time is up, what was left undone.
     """
 
     spec: Spec
@@ -39,6 +40,7 @@ class Run:
     interrupts: Interrupts = field(default_factory=Interrupts)
     state: StepState | None = None
     keep_state: Callable[[StepState], None] = lambda state: None
+    cut_short: str | None = None
     warnings: list[Notice] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     _share: tuple[float, float] = (0.0, 100.0)

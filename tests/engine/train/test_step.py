@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,9 @@ from models.inspection import TensorInfo
 from models.spec import Data, FinetuneStep, Spec
 from tests.engine.subjects import lifted, samples, subject_of
 from worker.engine.data.dataset import open_dataset
+from worker.engine.interrupts import Interrupts, Stopped
 from worker.engine.run import Run
-from worker.engine.subject import Subject
+from worker.engine.subject import StepState, Subject
 from worker.engine.train.state import copy_weights, weights_of
 from worker.engine.train.step import replay, run
 
@@ -123,6 +126,37 @@ def test_an_undamaged_network_has_nothing_to_learn_from_the_original(tmp_path: P
     assert details["metric_before"] == details["metric_after"] == 1.0
     assert all(torch.equal(start[name], value) for name, value in weights_of(subject.graph).items())
     assert [notice.code for notice in begun.warnings] == ["finetune_did_not_help"]
+
+
+def test_training_ends_when_the_time_is_up_and_what_it_reached_is_judged(tmp_path: Path) -> None:
+    subject = small(tmp_path)
+    step = STEP.model_copy(update={"epochs": 1000})
+    begun, kept = started(subject, tmp_path, patterns(), step), list[StepState]()
+    begun.interrupts, begun.keep_state = Interrupts(deliver_seconds=0.2), kept.append
+    details = run(subject, step, begun)
+    assert details["cut_short"]
+    assert 0 < details["epochs"] < 1000
+    assert kept, "another job may go on from where this one ended"
+    assert not run(small(tmp_path), STEP, started(subject, tmp_path, patterns(), STEP))["cut_short"]
+
+
+def test_told_to_stop_it_keeps_its_state_first_and_goes_no_further(tmp_path: Path) -> None:
+    subject = small(tmp_path)
+    begun, kept = started(subject, tmp_path, patterns(), STEP), list[StepState]()
+
+    def keep(state: StepState) -> None:
+        kept.append(state)
+        begun.interrupts.state_kept()
+
+    def emit(event: Any) -> None:
+        if isinstance(event, ProgressEvent) and event.epoch == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    begun.emit, begun.keep_state = emit, keep
+    with pytest.raises(Stopped):
+        run(subject, STEP, begun)
+    assert [(state.data["epoch"], state.data["batches"]) for state in kept] == [(2, 1)]
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_the_same_seed_gives_the_same_weights(tmp_path: Path) -> None:

@@ -73,6 +73,7 @@ def run(subject: Subject, step: FinetuneStep, run: Run) -> dict[str, Any]:
             on_epoch=on_epoch,
             on_state=run.keep_state,
             state_due=run.interrupts.state_due,
+            out_of_time=run.interrupts.out_of_time,
             resume=run.state,
         )
     details = _details(log, kind, data.metric, len(data.train))
@@ -152,6 +153,7 @@ def _details(log: Log, kind: LossKind, metric: Metric, samples: int) -> dict[str
     """What the report says about this step; values of `metric` are on the validation data."""
     return {
         "epochs": len(log.epochs) - 1,
+        "cut_short": log.cut_short,
         "best_epoch": log.best,
         "loss": kind,
         "train_samples": samples,
