@@ -30,6 +30,8 @@ CHUNK_BYTES = 1 << 20
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _NEW = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_WRONLY | os.O_CLOEXEC
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+UNNAMED_SECONDS = 300.0
+"""After so long, who published bytes may not name them in a row any more: they may be on their way out."""
 _LOCK = ".lock"
 """Held shared to publish into a folder, alone to delete from it."""
 
@@ -94,7 +96,7 @@ class Blobs(Protocol):
         """Publish a copy of a file. Raises `Failure` with `internal` unless it is regular with one link, no symlink
         and no longer than `max_bytes`: what wrote it may be hostile."""
 
-    def take_file(self, path: Path, blob: Blob) -> None:
+    def take_file(self, path: Path, blob: Blob) -> Blob:
         """Publish a file that we wrote ourselves and synced, and whose hash is known; it is gone from `path` then."""
 
     def stat(self, sha256: str) -> StoredBlob:
@@ -137,7 +139,7 @@ class FolderBlobs:
     def put_file(self, path: Path, *, max_bytes: int | None = None) -> Blob:
         return copy_in(self, path, max_bytes)
 
-    def take_file(self, path: Path, blob: Blob) -> None:
+    def take_file(self, path: Path, blob: Blob) -> Blob:
         target = self.path(blob.sha256)
         with disk_full_is_a_failure():
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -146,6 +148,7 @@ class FolderBlobs:
                 os.rename(path, target)
             for folder in (target.parent, target.parent.parent, self.folder):
                 sync_folder(folder)
+        return Blob(blob.sha256, blob.size_bytes)
 
     def path(self, sha256: str) -> Path:
         """Where the bytes lie, or would lie. Raises `ValueError` for what is no SHA-256 in hex."""
@@ -249,8 +252,7 @@ class FolderWriter:
         blob = Blob(self.sha256(), self.size_bytes)
         with disk_full_is_a_failure():
             os.fsync(self._file.fileno())
-        self._store.take_file(self._path, blob)
-        return blob
+        return self._store.take_file(self._path, blob)
 
 
 def require_sha256(text: str) -> str:

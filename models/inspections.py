@@ -12,7 +12,7 @@ from sqlalchemy import ColumnElement, and_, case, delete, exists, func, literal,
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from models.blobs import Blob
+from models.blobs import UNNAMED_SECONDS, Blob
 from models.errors import Code, Failure, JobError
 from models.ids import new_id
 from models.inspection import DatasetInspection, NetworkInspection
@@ -27,7 +27,11 @@ PREFIXES: dict[UploadTable, str] = {Network: "net", Dataset: "dat"}
 
 
 def add_upload(session: Session, table: UploadTable, *, tenant: str, name: str, blob: Blob, now: datetime) -> Upload:
-    """Insert the row of bytes that are already in the blob store; its inspection waits."""
+    """Insert the row of bytes that are already in the blob store; its inspection waits.
+
+    Raises `Failure` with `unavailable` when they were published so long ago that they may be collected by now."""
+    if blob.age_seconds() > UNNAMED_SECONDS:
+        raise Failure(Code.UNAVAILABLE, "The file was stored, but the service was busy for too long; send it again.")
     row = table(
         id=new_id(PREFIXES[table]),
         tenant=tenant,

@@ -1,6 +1,6 @@
 """Blobs in an S3 bucket, through `obstore`.
 
-Bytes stream to `data/<uuid>` in parts; then an empty object `names/<sha256>/<uuid>-<size>` names them. That name is
+Bytes stream to `data/<id>` in parts; then an empty object `names/<sha256>/<id>-<size>` names them. That name is
 what publishes: it is there or not, and of any size (S3 copies no object above 5 GB in one step). Publishing the same
 bytes again writes a data object and a name of its own, so a delete that names one can never hit a newer one, which S3
 could not promise of one key. The newest counts; `clean` removes the others. Parts of uploads that were killed half-way
@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -85,14 +86,15 @@ class S3Blobs:
     def put_file(self, path: Path, *, max_bytes: int | None = None) -> Blob:
         return copy_in(self, path, max_bytes)
 
-    def take_file(self, path: Path, blob: Blob) -> None:
+    def take_file(self, path: Path, blob: Blob) -> Blob:
         with path.open("rb") as source, self.writer() as target:
             while chunk := source.read(CHUNK_BYTES):
                 target.write(chunk)
             if target.sha256() != blob.sha256:
                 raise Failure(Code.INTERNAL, "The file has changed since it was hashed.", where=path.name)
-            target.publish()
+            published = target.publish()
         path.unlink()
+        return published
 
     def stat(self, sha256: str) -> StoredBlob:
         found = max(self._named(sha256), key=_age, default=None)
@@ -186,7 +188,8 @@ class S3Writer:
 
     def __init__(self, store: S3Store) -> None:
         self._store = store
-        self._data = f"data/{uuid4().hex}"
+        # The time first: S3 dates to the second, and of two in one second the later one should count.
+        self._data = f"data/{time.time_ns() // 1000:016x}{uuid4().hex}"
         self._digest = hashlib.sha256()
         self._is_published = False
         self.size_bytes = 0
@@ -218,13 +221,12 @@ class S3Writer:
         return self._digest.hexdigest()
 
     def publish(self) -> Blob:
-        blob = Blob(self.sha256(), self.size_bytes)
+        version = f"{self._data.removeprefix('data/')}-{self.size_bytes}"
         with _no_answer_is_a_failure():
             self._file.close()
-            version = f"{self._data.removeprefix('data/')}-{blob.size_bytes}"
-            obstore.put(self._store, _name(blob.sha256, version), b"", use_multipart=False)
+            obstore.put(self._store, _name(self.sha256(), version), b"", use_multipart=False)
         self._is_published = True
-        return blob
+        return Blob(self.sha256(), self.size_bytes)
 
 
 class _S3Reader(io.RawIOBase):

@@ -62,6 +62,17 @@ class Settings(BaseSettings):
     max_open_uploads: int = Field(default=1000, description="Resumable uploads of one tenant at once.")
     upload_expiry_seconds: float = Field(default=86400.0, description="How long a resumable upload may rest.")
 
+    keep_jobs_days: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="Ended jobs are deleted with all they gave after so long; unset: never."
+    )
+    keep_checkpoints_days: Annotated[float, Field(gt=0)] | None = Field(
+        default=14.0, description="Longer than any job may run; unset: forever."
+    )
+    collect_grace_seconds: Annotated[float, Field(ge=600)] = Field(
+        default=3600.0, description="How long bytes stay that nobody names, twice: before and after they are condemned."
+    )
+    upkeep_seconds: float = Field(default=3600.0, description="Between two rounds of deleting what is not needed.")
+
     clock_scale: Annotated[float, Field(gt=0, le=10)] = 1.0
     heartbeat_seconds: float = 5.0
     lease_seconds: float = 30.0

@@ -72,12 +72,20 @@ class _Upload:
 
 class Network(_Upload, Base):
     __tablename__ = "networks"
-    __table_args__ = (Index("networks_by_tenant", "tenant", "id"), Index("networks_by_status", "status"))
+    __table_args__ = (
+        Index("networks_by_tenant", "tenant", "id"),
+        Index("networks_by_status", "status"),
+        Index("networks_by_sha256", "sha256"),
+    )
 
 
 class Dataset(_Upload, Base):
     __tablename__ = "datasets"
-    __table_args__ = (Index("datasets_by_tenant", "tenant", "id"), Index("datasets_by_status", "status"))
+    __table_args__ = (
+        Index("datasets_by_tenant", "tenant", "id"),
+        Index("datasets_by_status", "status"),
+        Index("datasets_by_sha256", "sha256"),
+    )
 
 
 class ResumableUpload(Base):
@@ -90,6 +98,7 @@ class ResumableUpload(Base):
     __table_args__ = (
         Index("uploads_by_tenant", "tenant", "status", "expires_at"),
         Index("uploads_by_expiry", "expires_at"),
+        Index("uploads_by_sha256", "sha256"),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -119,6 +128,7 @@ class Job(Base):
         Index("jobs_to_claim", "status", "device", "id"),
         Index("jobs_by_lease", "status", "lease_expires_at"),
         Index("jobs_by_start", "tenant", "started_at"),
+        Index("jobs_by_finish", "finished_at"),
         Index("jobs_by_network", "network_id"),
         Index("jobs_by_dataset", "dataset_id"),
     )
@@ -161,6 +171,7 @@ class Event(Base):
 
 class Artifact(Base):
     __tablename__ = "artifacts"
+    __table_args__ = (Index("artifacts_by_sha256", "sha256"),)
 
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
     name: Mapped[str] = mapped_column(primary_key=True)
@@ -175,6 +186,7 @@ class Checkpoint(Base):
     """The state after a step, shared by every job of the tenant whose key is the same."""
 
     __tablename__ = "checkpoints"
+    __table_args__ = (Index("checkpoints_by_sha256", "sha256"), Index("checkpoints_by_time", "created_at"))
 
     tenant: Mapped[str] = mapped_column(primary_key=True)
     key: Mapped[str] = mapped_column(String(64), primary_key=True)
@@ -199,12 +211,24 @@ class Idempotency(Base):
     """A job made under an Idempotency-Key; the same key and body give the same job for a day."""
 
     __tablename__ = "idempotency"
+    __table_args__ = (Index("idempotency_by_time", "created_at"),)
 
     tenant: Mapped[str] = mapped_column(primary_key=True)
     key: Mapped[str] = mapped_column(primary_key=True)
     body_sha256: Mapped[str] = mapped_column(String(64))
     job_id: Mapped[str]
     created_at: Mapped[datetime]
+
+
+class CondemnedBlob(Base):
+    """Stored bytes that no row named when they were looked at; see `models.collection`."""
+
+    __tablename__ = "condemned_blobs"
+    __table_args__ = (Index("condemned_blobs_by_time", "condemned_at"),)
+
+    sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
+    version: Mapped[str]
+    condemned_at: Mapped[datetime]
 
 
 class Worker(Base):

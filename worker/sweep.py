@@ -15,9 +15,8 @@ from models.database import Database, now
 from models.messages import CONTROL_QUEUE, TASK_INSPECT, TASK_RUN_JOB, queue_of
 from models.settings import Settings
 from worker.app import INSPECTIONS
+from worker.upkeep import Upkeep
 
-CLEAN_SECONDS = 3600.0
-ABANDONED_SECONDS = 86400.0
 _logger = logging.getLogger(__name__)
 
 
@@ -25,12 +24,12 @@ class Sweep:
     """Ends attempts whose lease ran out, and tops nudges up to what could start now."""
 
     def __init__(self, database: Database, blobs: Blobs, settings: Settings, app: Celery) -> None:
-        self._database, self._blobs, self._settings, self._app = database, blobs, settings, app
+        self._database, self._settings, self._app = database, settings, app
         self._lease = settings.scaled(settings.lease_seconds)
         self._one_at_a_time = threading.Lock()
         self._steady_since: float | None = None
         self._last_success = 0.0
-        self._last_clean = 0.0
+        self._upkeep = Upkeep(database, blobs, settings)
 
     def run(self) -> None:
         if not self._one_at_a_time.acquire(blocking=False):
@@ -38,9 +37,7 @@ class Sweep:
         try:
             wanted = self._look()
             self._nudge(wanted)
-            if time.monotonic() - self._last_clean > CLEAN_SECONDS or self._last_clean == 0.0:
-                self._blobs.clean(older_than_seconds=ABANDONED_SECONDS)
-                self._last_clean = time.monotonic()
+            self._upkeep.start_if_due()
         finally:
             self._one_at_a_time.release()
 

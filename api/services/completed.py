@@ -99,9 +99,7 @@ def _published(service: Service, table: UploadTable, upload: ResumableUpload, tr
             refuse_by_first_bytes(table, stored.read(HEAD_BYTES), upload.size_bytes, name)
         return Blob(upload.sha256, upload.size_bytes)
     refuse_by_first_bytes(table, file.head(HEAD_BYTES), upload.size_bytes, name)
-    blob = Blob(_hash(service, upload, transfer), upload.size_bytes)
-    service.blobs.take_file(file.path, blob)
-    return blob
+    return service.blobs.take_file(file.path, Blob(_hash(service, upload, transfer), upload.size_bytes))
 
 
 def _hash(service: Service, upload: ResumableUpload, transfer: Transfer) -> str:

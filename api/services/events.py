@@ -37,7 +37,7 @@ def page(service: Service, tenant: str, job_id: str, after: int, limit: int) -> 
         events = _read(session, job_id, after, limit + 1)
         shown, has_more = events[:limit], len(events) > limit
         return EventPage(
-            data=[_view(event, _whole(session, job, event)) for event in shown],
+            data=[_view(event, _whole(service, session, job, event)) for event in shown],
             has_more=has_more,
             next_cursor=str(shown[-1].id) if has_more else None,
         )
@@ -114,17 +114,17 @@ def _read_alone(service: Service, job_id: str, after: int) -> Sequence[Event] | 
 def _last_frame(service: Service, tenant: str, event: Event) -> bytes:
     with service.database.read() as session:
         job = own_job(session, tenant, event.job_id)
-        return _frame(event, _whole(session, job, event))
+        return _frame(event, _whole(service, session, job, event))
 
 
 def _is_terminal(event: Event) -> bool:
     return event.data.get("type") == "status" and event.data.get("status") in TERMINAL
 
 
-def _whole(session: Session, job: Job, event: Event) -> dict[str, Any] | None:
+def _whole(service: Service, session: Session, job: Job, event: Event) -> dict[str, Any] | None:
     if not _is_terminal(event):
         return None
-    return view_of(job, queue.queue_position(session, job)).model_dump(mode="json")
+    return view_of(service.settings, job, queue.queue_position(session, job)).model_dump(mode="json")
 
 
 def _view(event: Event, job: dict[str, Any] | None) -> StoredEventView:

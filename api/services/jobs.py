@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import delete, select
@@ -22,11 +21,12 @@ from models import queue, transitions
 from models.database import now
 from models.errors import Code, Failure, FieldProblem, JobError
 from models.ids import is_id
+from models.retention import IDEMPOTENCY_LIFETIME, expiry_of
+from models.settings import Settings
 from models.statuses import TERMINAL, JobStatus, Phase
 from models.tables import Idempotency, Job
 from models.views import DryRun, JobPage, JobUrls, JobView, Progress
 
-IDEMPOTENCY_LIFETIME = timedelta(hours=24)
 MAX_KEY_LENGTH = 255
 DEFAULT_DEVICE = "cpu"
 """Nudged for `auto` while no worker is alive."""
@@ -52,7 +52,7 @@ def own_job(session: Session, tenant: str, job_id: str) -> Job:
     return job
 
 
-def view_of(job: Job, queue_position: int | None) -> JobView:
+def view_of(settings: Settings, job: Job, queue_position: int | None) -> JobView:
     path = f"/jobs/{job.id}"
     return JobView(
         id=job.id,
@@ -68,7 +68,7 @@ def view_of(job: Job, queue_position: int | None) -> JobView:
         created_at=job.created_at,
         started_at=job.started_at,
         finished_at=job.finished_at,
-        expires_at=None,
+        expires_at=expiry_of(job.finished_at, settings.keep_jobs_days),
         metadata=job.resolved_spec.get("metadata", {}),
         urls=JobUrls(
             self=path,
@@ -111,7 +111,7 @@ def clone(service: Service, tenant: str, job_id: str, overrides: dict[str, Any],
 def _submit(service: Service, tenant: str, document: dict[str, Any], key: str | None) -> Submitted:
     body_sha256 = hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
     with service.database.read() as session:
-        earlier = _earlier(session, tenant, key, body_sha256)
+        earlier = _earlier(service, session, tenant, key, body_sha256)
         if earlier is not None:
             return earlier
         checked = check(session, service.settings, tenant, document)
@@ -121,11 +121,11 @@ def _submit(service: Service, tenant: str, document: dict[str, Any], key: str | 
             job = _insert(session, tenant, checked)
             if key is not None:
                 _remember(session, tenant, key, body_sha256, job.id)
-            view = view_of(job, queue.queue_position(session, job))
+            view = view_of(service.settings, job, queue.queue_position(session, job))
     except IntegrityError:
         # Another process was faster with the same key.
         with service.database.read() as session:
-            earlier = _earlier(session, tenant, key, body_sha256)
+            earlier = _earlier(service, session, tenant, key, body_sha256)
         if earlier is None:
             raise
         return earlier
@@ -149,7 +149,7 @@ def _insert(session: Session, tenant: str, checked: CheckedSpec) -> Job:
     )
 
 
-def _earlier(session: Session, tenant: str, key: str | None, body_sha256: str) -> Submitted | None:
+def _earlier(service: Service, session: Session, tenant: str, key: str | None, body_sha256: str) -> Submitted | None:
     if key is None:
         return None
     row = session.get(Idempotency, (tenant, key))
@@ -160,7 +160,7 @@ def _earlier(session: Session, tenant: str, key: str | None, body_sha256: str) -
     job = session.get(Job, row.job_id)
     if job is None:
         raise Failure(Code.NOT_FOUND, "The job made with this Idempotency-Key was deleted; use a new key.")
-    return Submitted(view_of(job, queue.queue_position(session, job)), replayed=True)
+    return Submitted(view_of(service.settings, job, queue.queue_position(session, job)), replayed=True)
 
 
 def _remember(session: Session, tenant: str, key: str, body_sha256: str, job_id: str) -> None:
@@ -174,7 +174,7 @@ def _remember(session: Session, tenant: str, key: str, body_sha256: str, job_id:
 def get(service: Service, tenant: str, job_id: str) -> JobView:
     with service.database.read() as session:
         job = own_job(session, tenant, job_id)
-        return view_of(job, queue.queue_position(session, job))
+        return view_of(service.settings, job, queue.queue_position(session, job))
 
 
 def page(service: Service, tenant: str, statuses: Sequence[JobStatus], limit: int, after: str | None) -> JobPage:
@@ -189,7 +189,7 @@ def page(service: Service, tenant: str, statuses: Sequence[JobStatus], limit: in
         shown, has_more = jobs[:limit], len(jobs) > limit
         positions = queue.queue_positions(session, shown)
         return JobPage(
-            data=[view_of(job, positions.get(job.id)) for job in shown],
+            data=[view_of(service.settings, job, positions.get(job.id)) for job in shown],
             has_more=has_more,
             next_cursor=cursor_of(shown[-1].id) if has_more else None,
         )
@@ -206,7 +206,7 @@ def cancel(service: Service, tenant: str, job_id: str) -> JobView:
             raise Failure(Code.ALREADY_FINISHED, f"The job has already {status}.", where=status)
         session.expire_all()
         job = own_job(session, tenant, job_id)
-        return view_of(job, queue.queue_position(session, job))
+        return view_of(service.settings, job, queue.queue_position(session, job))
 
 
 def remove(service: Service, tenant: str, job_id: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from datetime import datetime, timedelta
 
 import pytest
 
@@ -252,3 +253,16 @@ def test_a_dry_run_refuses_what_a_submission_would(api: Api) -> None:
         problem = problem_of(api.client.post("/jobs", params=params, json=spec), 422, "invalid_spec")
         assert problem["errors"][0]["pointer"] == "/steps/0"
         assert "calibrate" in problem["errors"][0]["message"]
+
+
+def test_an_ended_job_says_when_it_will_be_deleted(serve: Callable[..., Api]) -> None:
+    api = serve(keep_jobs_days=2.0)
+    job = stories.submit(api)
+    assert job["expires_at"] is None
+    stories.succeed(api, stories.start(api.service.database))
+    shown = api.client.get(f"/jobs/{job['id']}").json()
+    lifetime = datetime.fromisoformat(shown["expires_at"]) - datetime.fromisoformat(shown["finished_at"])
+    assert lifetime == timedelta(days=2)
+    [last] = [event for event in api.client.get(f"/jobs/{job['id']}/events").json()["data"] if event["data"].get("job")]
+    assert last["data"]["job"]["expires_at"] == shown["expires_at"]
+    assert serve().client.get(f"/jobs/{job['id']}").json()["expires_at"] is None
