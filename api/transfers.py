@@ -16,6 +16,8 @@ from models.errors import Code, Failure
 from models.incoming import Incoming, IncomingFile
 
 TAKE_SECONDS = 3.0
+QUIET_SECONDS = 0.5
+"""A sender that says nothing for so long is ended when somebody asks about its upload anew."""
 MAX_HASHES = 4096
 
 
@@ -27,13 +29,14 @@ class Transfer:
         self.digest = digest
         self.released = asyncio.Event()
         self._guard: asyncio.Timeout | None = None
+        self._heard = time.monotonic()
 
     def sha256(self) -> str | None:
         return None if self.digest is None else str(self.digest.hexdigest())
 
-    def interrupt(self) -> None:
-        """End `receive`, if that is where it is: a sender who asks anew has lost the connection that it waits on."""
-        if self._guard is not None:
+    def interrupt_if_quiet(self) -> None:
+        """End `receive`, if that is where it is and nothing comes: a sender who asks anew has lost that connection."""
+        if self._guard is not None and time.monotonic() - self._heard > QUIET_SECONDS:
             guard, self._guard = self._guard, None
             guard.reschedule(asyncio.get_running_loop().time())
 
@@ -50,6 +53,7 @@ class Transfer:
         start, digest = self.file.size_bytes, self.digest and self.digest.copy()
         try:
             try:
+                self._heard = time.monotonic()
                 async with asyncio.timeout(None) as self._guard:
                     await self._append_all(pieces, checksums)
             except TimeoutError:
@@ -69,6 +73,7 @@ class Transfer:
         writing: asyncio.Task[None] | None = None
         try:
             async for piece in pieces:
+                self._heard = time.monotonic()
                 buffer += piece
                 if len(buffer) >= CHUNK_BYTES:
                     if writing is not None:
@@ -98,7 +103,8 @@ class Transfer:
 
 
 class Transfers:
-    """The uploads that requests of this process hold. A later request about an upload ends an earlier one."""
+    """The uploads that requests of this process hold. A later request about an upload ends an earlier one to which
+    nothing comes any more."""
 
     def __init__(self, incoming: Incoming) -> None:
         self.incoming = incoming
@@ -123,11 +129,12 @@ class Transfers:
             transfer.released.set()
 
     async def settle(self, upload_id: str) -> None:
-        """Let a request of this process that still waits for bytes end, so that the offset stands."""
-        held = self._held.get(upload_id)
-        if held is not None:
-            held.interrupt()
-            await _within(held.released.wait(), TAKE_SECONDS)
+        """Let a request of this process end that still waits for bytes, so that the offset stands. One to which bytes
+        do come is waited for a moment, and goes on."""
+        deadline = time.monotonic() + TAKE_SECONDS
+        while (held := self._held.get(upload_id)) is not None and time.monotonic() < deadline:
+            held.interrupt_if_quiet()
+            await _within(held.released.wait(), QUIET_SECONDS / 5)
 
     def forget(self, upload_id: str) -> None:
         self._hashes.pop(upload_id, None)

@@ -96,7 +96,7 @@ def create_upload(
 async def get_upload_offset(
     upload_id: str, service: ServiceDep, caller: Reader, version: tus.TusResumable = None
 ) -> Response:
-    """How many bytes have arrived and stay. A `PATCH` of this upload that still waits for bytes ends."""
+    """How many bytes have arrived and stay. A `PATCH` of this upload to which none come ends."""
     tus.refuse_other_versions(version)
     found = await resumable.offset(service, caller.tenant, upload_id)
     headers = {

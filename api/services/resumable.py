@@ -79,7 +79,7 @@ def create(
 
 
 async def offset(service: Service, tenant: str, upload_id: str) -> Offset:
-    """How much is there. A request of this process that still waits for bytes of this upload is ended first."""
+    """How much is there. A request of this process to which no bytes come any more is ended first."""
     await asyncio.to_thread(_find, service, tenant, upload_id)
     await service.transfers.settle(upload_id)
     return await asyncio.to_thread(_offset, service, tenant, upload_id)

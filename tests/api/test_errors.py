@@ -15,6 +15,7 @@ from models.errors import HINTS, Code
 from tests.api import stories
 from tests.api.serving import Api
 from tests.api.stories import problem_of
+from tests.api.test_uploads import soon
 
 
 def test_every_code_has_a_status_and_a_remedy() -> None:
@@ -60,6 +61,7 @@ def test_every_request_is_one_line_in_the_log_without_control_characters(
 ) -> None:
     caplog.set_level(logging.INFO, "modelpress.access")
     api.client.get("/jobs/a%0d%0ab", headers={"X-Request-Id": "mine"})
+    assert soon(lambda: "mine" in caplog.text)  # the line comes after the answer
     [line] = [record.getMessage() for record in caplog.records if "mine" in record.getMessage()]
     assert line.startswith("GET /jobs/a\\r\\nb 404 bytes=")
 
