@@ -195,6 +195,23 @@ def test_agreement_may_decide_although_there_are_labels(tmp_path: Path) -> None:
     assert report.requirement_missed is None
 
 
+def test_a_damaged_checkpoint_costs_its_step_not_the_job(
+    finished: tuple[Path, list[dict[str, Any]], dict[str, Any]], tmp_path: Path
+) -> None:
+    folder, events, asked = finished
+    keys = [event["key"] for event in events if event["type"] == "checkpoint"]
+    whole = (folder / "job/checkpoints" / f"{keys[0]}.safetensors").read_bytes()
+    good, damaged = tmp_path / f"{keys[0]}.safetensors", tmp_path / f"{keys[1]}.safetensors"
+    good.write_bytes(whole)
+    damaged.write_bytes(whole[: len(whole) // 2])
+    again = asked | {"checkpoints": [str(good), str(damaged)], "folder": str(tmp_path / "job")}
+    again["spec"] = asked["spec"] | {"export": ["onnx"]}
+    status, said, log = run_engine(again, tmp_path)
+    assert status == 0, log
+    assert [event["notice"]["code"] for event in said if event["type"] == "warning"].count("checkpoint_not_used") == 1
+    assert [event["report"]["resumed"] for event in said if event["type"] == "step"] == [True, False, False]
+
+
 @pytest.mark.parametrize("name", ["mobilenet_v3", "vit", "gru"])
 def test_other_networks_are_pruned_recovered_and_quantized(name: str, tmp_path: Path) -> None:
     steps = [CHAIN[0] | {"amount": {"parameters": 0.4}}, {"step": "finetune", "epochs": 1}, CHAIN[2]]

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from models.checkpoints import checkpoint_keys, in_order
 from models.errors import Code, Failure
@@ -68,7 +69,7 @@ def compress(request: CompressRequest, emit: Callable[[EngineEvent], None]) -> N
         baseline = assess(subject, run)
     _warn_of_a_baseline_at_chance(run, baseline)
 
-    done, run.state = _resume(subject, request, keys)
+    subject, done, run.state = _resume(subject, run, request, keys)
     reports = _take_steps(subject, run, Checkpoints(subject, run, keys), done)
     deliver(subject, run, request, baseline, reports)
     emit(FinishedEvent(report=REPORT))
@@ -103,14 +104,21 @@ def _warn_of_a_baseline_at_chance(run: Run, baseline: Measurement) -> None:
         )
 
 
-def _resume(subject: Subject, request: CompressRequest, keys: list[str]) -> tuple[list[StepReport], StepState | None]:
-    """Restore the furthest checkpoint handed over; their files are named by key. The steps it stands for come back,
-    and the state inside the next one, where it is of that."""
+def _resume(
+    subject: Subject, run: Run, request: CompressRequest, keys: list[str]
+) -> tuple[Subject, list[StepReport], StepState | None]:
+    """Restore the furthest checkpoint handed over that can be read; their files are named by key. The steps it stands
+    for come back, and the state inside the next one, where it is of that."""
     offered = {path.stem: path for path in request.checkpoints}
     for key in reversed(in_order(keys)):
-        if key in offered:
-            return restore_checkpoint(subject, offered[key])
-    return [], None
+        if key not in offered:
+            continue
+        try:
+            return subject, *restore_checkpoint(subject, offered[key])
+        except (Failure, SafetensorError, ValueError) as error:
+            run.warn("checkpoint_not_used", f"A checkpoint cannot be read ({error}); its steps are done again.")
+            subject = lift(read_network(request.network.path))
+    return subject, [], None
 
 
 def _take_steps(subject: Subject, run: Run, checkpoints: Checkpoints, done: list[StepReport]) -> list[StepReport]:

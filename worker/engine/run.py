@@ -64,7 +64,7 @@ class Run:
         start, width = self._share
         self._percent = max(self._percent, min(100.0, start + width * fraction))
         elapsed = time.monotonic() - self._started
-        eta = elapsed * (100.0 - self._percent) / self._percent if self._percent > 1 else None
+        eta = elapsed * (100.0 - self._percent) / self._percent if self._percent >= 10 else None
         self.emit(ProgressEvent(percent=round(self._percent, 2), epoch=epoch, epochs=epochs, eta_seconds=eta))
 
     @contextmanager
