@@ -10,6 +10,7 @@ from api import keys
 from api.app import create_app
 from api.auth import NotStarting, prepare_access
 from api.server import Server
+from models import logs
 from models.database import Database, migrate
 from models.settings import Settings, settings
 
@@ -31,11 +32,8 @@ def main() -> None:
     commands.add_parser("migrate", help="bring the database up to date, and end")
     keys.add_commands(commands.add_parser("keys", help="make, list and revoke keys"))
     arguments = parser.parse_args()
-    logging.basicConfig(
-        level=logging.WARNING if arguments.command == "keys" else logging.INFO,
-        format="%(asctime)s %(levelname)s %(name)s %(message)s",
-    )
     chosen = settings()
+    logs.configure(chosen.log_format, logging.WARNING if arguments.command == "keys" else logging.INFO)
     migrate(chosen.database_url)
     if arguments.command == "keys":
         sys.exit(keys.run(arguments, chosen))

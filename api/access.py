@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.bodies import Disconnected
 from api.errors import problem_response
+from models import logs
 from models.errors import Code
 
 logger = logging.getLogger("modelpress.access")
@@ -38,6 +39,10 @@ class AccessMiddleware:
             await self.app(scope, receive, send)
             return
         exchange = _Exchange(scope, receive, send)
+        with logs.about(request_id=exchange.request_id):
+            await self._answer(scope, exchange)
+
+    async def _answer(self, scope: Scope, exchange: _Exchange) -> None:
         try:
             if exchange.is_malformed():
                 await exchange.refuse(Code.BAD_REQUEST, "The Host header or the target is malformed.")
@@ -46,7 +51,7 @@ class AccessMiddleware:
         except Disconnected:
             exchange.status = CLIENT_CLOSED_REQUEST
         except Exception:
-            logger.exception("request_id=%s failed", exchange.request_id)
+            logger.exception("a request failed")
             if exchange.started:
                 raise
             await exchange.refuse(Code.INTERNAL, "The request failed on our side; the log has it under request_id.")
@@ -121,13 +126,16 @@ class _Exchange:
 
     def log(self) -> None:
         status = self.status or CLIENT_CLOSED_REQUEST
+        fields = {
+            "method": self._scope["method"],
+            "path": json.dumps(self._scope["path"])[1:-1],
+            "status": status,
+            "bytes": self._bytes_out,
+            "seconds": round(time.monotonic() - self._began, 6),
+        }
         logger.log(
             logging.WARNING if status >= 500 else logging.INFO,
-            "%s %s %s bytes=%d seconds=%.3f request_id=%s",
-            self._scope["method"],
-            json.dumps(self._scope["path"])[1:-1],
-            status,
-            self._bytes_out,
-            time.monotonic() - self._began,
-            self.request_id,
+            "%s %s %s bytes=%d seconds=%.3f",
+            *fields.values(),
+            extra={logs.FIELDS: fields},
         )

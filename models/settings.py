@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -38,6 +38,8 @@ class Settings(BaseSettings):
     open_access: bool = Field(default=False, description="No keys; refused unless bound to loopback.")
     tenant: str = Field(default="default", description="The tenant of open access.")
     bootstrap_key: str | None = Field(default=None, description="Made the first key, once, when there is none.")
+
+    log_format: Literal["human", "json"] = Field(default="human", description="json: one object a line.")
 
     device_class: str = Field(default="cpu", pattern="^(cpu|cuda)$", description="What a device worker offers.")
     gpus: str | None = Field(default=None, description="Device set of a CUDA worker, as in CUDA_VISIBLE_DEVICES.")

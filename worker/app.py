@@ -33,6 +33,8 @@ def celery_app(settings: Settings) -> Celery:
     sweep_seconds = settings.scaled(settings.sweep_seconds)
     app.conf.update(
         worker_pool="threads",
+        worker_hijack_root_logger=False,  # `models.logs` has set it
+        worker_redirect_stdouts=False,
         # A sweep that waited in the queue is worth nothing once the next one is there.
         beat_schedule={
             "sweep": {"task": TASK_SWEEP, "schedule": sweep_seconds, "options": {"expires": 2 * sweep_seconds}}

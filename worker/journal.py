@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -64,7 +65,9 @@ class Journal:
         self._writing = threading.Lock()
         self._closing = threading.Event()
         self._next_beat = time.monotonic() + heartbeat
-        self._thread = threading.Thread(target=self._run, name=f"journal {job_id}", daemon=True)
+        self._thread = threading.Thread(
+            target=copy_context().run, args=(self._run,), name=f"journal {job_id}", daemon=True
+        )
 
     def __enter__(self) -> Journal:
         self._thread.start()

@@ -12,7 +12,7 @@ from importlib import metadata
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from models import workers
+from models import logs, workers
 from models.database import Database, now
 from models.errors import Failure
 from models.ids import new_id
@@ -69,9 +69,10 @@ class WorkerService:
         """Run what waits for this device class until nothing does: one nudge may stand for several lost ones."""
         while not self.draining.is_set() and (assignment := claim_job(self.database, self.settings, self.id)):
             job = assignment.job
-            _logger.info("job %s: attempt %d begins", job.id, job.attempt)
-            run_job(self._supervisor, assignment)
-            _logger.info("job %s: attempt %d has ended", job.id, job.attempt)
+            with logs.about(job_id=job.id):
+                _logger.info("job %s: attempt %d begins", job.id, job.attempt)
+                run_job(self._supervisor, assignment)
+                _logger.info("job %s: attempt %d has ended", job.id, job.attempt)
 
     def inspect_uploads(self) -> None:
         """Inspect what waits. Does nothing while all slots for it are taken, so that the sweep always has one."""
@@ -79,7 +80,8 @@ class WorkerService:
             return
         try:
             while not self.draining.is_set() and (upload := claim_upload(self.database, self.settings)):
-                inspect_upload(self._supervisor, upload)
+                with logs.about(upload_id=upload.id):
+                    inspect_upload(self._supervisor, upload)
         finally:
             self._inspecting.release()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import logging
 import signal
-import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ import celery.worker.state
 from celery import Celery
 from celery.signals import worker_ready, worker_shutting_down
 
+from models import logs
 from models.settings import Settings, settings
 from worker import sandbox
 from worker.app import Kind, celery_app, queue_for, slots_for
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str], command: Sequence[str] = ENGINE) -> int:
     )
     given = parser.parse_args(arguments)
     kind: Kind = given.kind
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logs.configure(settings().log_format)
     for name in ("celery.beat", "celery.app.trace", "celery.worker.strategy"):
         logging.getLogger(name).setLevel(logging.WARNING)  # they say more than once a second that all is well
     allow_weak = given.allow_weak_sandbox or settings().allow_weak_sandbox

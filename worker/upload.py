@@ -6,6 +6,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextvars import copy_context
 from datetime import timedelta
 from functools import partial
 
@@ -103,7 +104,9 @@ class _Lease:
         self._id, self._attempt = upload.id, upload.attempt
         self._held = True
         self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=f"lease {upload.id}", daemon=True)
+        self._thread = threading.Thread(
+            target=copy_context().run, args=(self._run,), name=f"lease {upload.id}", daemon=True
+        )
 
     def __enter__(self) -> _Lease:
         self._thread.start()

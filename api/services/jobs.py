@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from api.pages import cursor_of, id_of
 from api.services.devices import device_classes
 from api.services.preview import preview
 from api.services.specs import CheckedSpec, check, merge
-from models import queue, transitions
+from models import logs, queue, transitions
 from models.database import now
 from models.errors import Code, Failure, FieldProblem, JobError
 from models.ids import is_id
@@ -26,6 +27,8 @@ from models.settings import Settings
 from models.statuses import TERMINAL, JobStatus, Phase
 from models.tables import Idempotency, Job
 from models.views import DryRun, JobPage, JobUrls, JobView, Progress
+
+logger = logging.getLogger("modelpress.api")
 
 MAX_KEY_LENGTH = 255
 DEFAULT_DEVICE = "cpu"
@@ -129,6 +132,8 @@ def _submit(service: Service, tenant: str, document: dict[str, Any], key: str | 
         if earlier is None:
             raise
         return earlier
+    with logs.about(job_id=job.id):
+        logger.info("job %s is queued", job.id)
     for device in (alive or [DEFAULT_DEVICE]) if job.device == "auto" else [job.device]:
         service.nudger.job_queued(device)
     return Submitted(view, replayed=False)

@@ -12,6 +12,7 @@ from sqlalchemy import text
 from api.errors import STATUSES
 from api.pointers import json_pointer
 from models.errors import HINTS, Code
+from models.logs import HumanLine
 from tests.api import stories
 from tests.api.serving import Api
 from tests.api.stories import problem_of
@@ -60,15 +61,17 @@ def test_every_request_is_one_line_in_the_log_without_control_characters(
     api: Api, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "modelpress.access")
+    caplog.handler.setFormatter(HumanLine())
     api.client.get("/jobs/a%0d%0ab", headers={"X-Request-Id": "mine"})
     assert soon(lambda: "mine" in caplog.text)  # the line comes after the answer
-    [line] = [record.getMessage() for record in caplog.records if "mine" in record.getMessage()]
-    assert line.startswith("GET /jobs/a\\r\\nb 404 bytes=")
+    [line] = [line for line in caplog.text.splitlines() if line.endswith("request_id=mine")]
+    assert "modelpress.access: GET /jobs/a\\r\\nb 404 bytes=" in line
 
 
 def test_a_mistake_of_ours_is_a_500_with_an_id_that_the_log_knows_and_no_traceback(
     api: Api, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.handler.setFormatter(HumanLine())
     with api.service.database.transaction() as session:
         session.execute(text("DROP TABLE events"))
     job_id = "job_" + "0" * 26
