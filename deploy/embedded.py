@@ -230,7 +230,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m deploy.embedded", description="Serve from one folder.")
     parser.add_argument("--port", type=int, default=None, help="default: MODELPRESS_PORT or 8000; 0 picks a free one")
     parser.add_argument("--data", type=Path, default=Path("var"), help="where everything is kept (default: ./var)")
+    parser.add_argument(
+        "--allow-weak-sandbox", action="store_true", help="start even where the kernel cannot confine an engine"
+    )
     arguments = parser.parse_args()
+    if arguments.allow_weak_sandbox:
+        os.environ["MODELPRESS_ALLOW_WEAK_SANDBOX"] = "true"
     data = arguments.data.resolve()
     try:
         with data_folder(data) as lock:

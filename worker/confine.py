@@ -36,7 +36,7 @@ class Plan:
     disk_bytes: int
     folders: list[str]
     uid: int | None
-    landlock: bool
+    landlock_abi: int
     seccomp: bool
 
 
@@ -67,11 +67,10 @@ def confine(plan: Plan, guard: int, channel: socket.socket) -> None:
     if os.getppid() != guard:
         raise ProcessLookupError("the guard is gone")
     prctl(_PR_SET_NO_NEW_PRIVS, 1)
-    if plan.landlock:
-        landlock.apply(plan.rules)
+    if plan.landlock_abi:
+        landlock.apply(plan.rules, plan.landlock_abi)
     if plan.seccomp:
-        ask = not plan.landlock or landlock.abi() < landlock.SIGNALS_ABI
-        listener = seccomp.apply(seccomp.program(ask_about_signals=ask))
+        listener = seccomp.apply(seccomp.program(ask_about_signals=plan.landlock_abi < landlock.SIGNALS_ABI))
         socket.send_fds(channel, [b"\0"], [listener])
         os.close(listener)
 

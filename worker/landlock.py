@@ -32,6 +32,8 @@ WRITE = (
 
 SIGNALS_ABI = 6
 """From here on signals, and abstract sockets, do not leave the sandbox."""
+NEWEST_ABI = 7
+"""That this was written for; a newer one is used as this."""
 
 _SYS_CREATE_RULESET, _SYS_ADD_RULE, _SYS_RESTRICT_SELF = 444, 445, 446
 _CREATE_RULESET_VERSION, _RULE_PATH_BENEATH = 1, 1
@@ -52,12 +54,11 @@ def abi() -> int:
     return max(version, 0)
 
 
-def apply(rules: Iterable[tuple[int, str]]) -> None:
+def apply(rules: Iterable[tuple[int, str]], version: int) -> None:
     """Confine this process, and all that comes of it, to `rules`: pairs of rights and a path that exists.
 
-    Needs no_new_privs. Raises OSError.
+    `version` is the ABI to use, at most `abi()`. Needs no_new_privs. Raises OSError.
     """
-    version = abi()
     files = (1 << 13) - 1
     files |= sum(right for right, since in ((_REFER, 2), (_TRUNCATE, 3), (_IOCTL_DEV, 5)) if version >= since)
     attributes = _Ruleset(files, _ALL_PORTS if version >= 4 else 0, _ALL_SCOPES if version >= SIGNALS_ABI else 0)

@@ -63,15 +63,16 @@ class Limits:
 class Sandbox:
     """One engine's: `root` is its run folder, of which it may read everything and write only to `writable`.
 
-    Where `may_change_user`, an engine started by root runs as a user of its own when everything it needs is reachable
-    by one; `root` then belongs to that user. Otherwise it keeps the worker's user, without any capability.
+    An engine that root starts runs as a user of its own where everything it needs is reachable by one; `root` then
+    belongs to that user. Otherwise it keeps the worker's user, without any capability.
+    `landlock_abi` is the newest to use, to see what an older kernel would do.
     """
 
     profile: Profile
     root: Path
     writable: tuple[Path, ...]
     limits: Limits
-    may_change_user: bool = True
+    landlock_abi: int = landlock.NEWEST_ABI
 
 
 def start(command: Sequence[str], environment: Mapping[str, str], sandbox: Sandbox) -> subprocess.Popen[bytes]:
@@ -133,8 +134,9 @@ def _trial() -> str | None:
 def _plan(command: Sequence[str], sandbox: Sandbox) -> Plan:
     limits, profile = sandbox.limits, sandbox.profile
     named = [part for part in command[1:] if os.path.isabs(part) and os.path.exists(part)]
+    named = [part for part in named if not Path(part).is_relative_to(sandbox.root)]
     readable = [*_libraries(), *named, str(sandbox.root)]
-    uid = _other_user([*_libraries(), *named, command[0]], sandbox) if sandbox.may_change_user else None
+    uid = _other_user([*_libraries(), *named, command[0]], sandbox)
     if uid is not None:
         _give(sandbox.root, uid)
     rules = [
@@ -155,7 +157,7 @@ def _plan(command: Sequence[str], sandbox: Sandbox) -> Plan:
         disk_bytes=limits.disk_bytes,
         folders=[str(folder) for folder in sandbox.writable],
         uid=uid,
-        landlock=landlock.abi() > 0,
+        landlock_abi=min(landlock.abi(), sandbox.landlock_abi),
         seccomp=seccomp.is_available(),
     )
 
@@ -164,8 +166,8 @@ def _plan(command: Sequence[str], sandbox: Sandbox) -> Plan:
 def _libraries() -> tuple[str, ...]:
     """Python's and ours. Not the whole of the interpreter's folder, nor of the source's: both may hold other things."""
     folders = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
-    if shared := sysconfig.get_config_var("LDLIBRARY"):
-        folders.append(os.path.join(sysconfig.get_config_var("LIBDIR"), shared))
+    mapped = {line.split(maxsplit=5)[-1].strip() for line in Path("/proc/self/maps").read_text().splitlines()}
+    folders += [path for path in sorted(mapped) if os.path.basename(path).startswith("libpython")]
     folders.append(os.path.join(sys.prefix, "pyvenv.cfg"))
     folders += [os.path.dirname(os.path.abspath(module.__file__ or "")) for module in (models, sys.modules[__name__])]
     return tuple(dict.fromkeys(_present(folders)))

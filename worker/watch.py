@@ -172,7 +172,8 @@ def crash(ending: Ending, *, out_of_memory: bool) -> Failure:
     if -ending.code == sandbox.DISK_ENDED:
         return Failure(Code.DISK_FULL, "the engine wrote more than it may, or the worker's disk is nearly full")
     if -ending.code == signal.SIGSYS:
-        return Failure(Code.ENGINE_CRASHED, "the engine made a system call that no engine may make")
+        message = "the engine made a system call that no engine may make"
+        return Failure(Code.ENGINE_CRASHED, message, retryable=False)
     if out_of_memory and -ending.code == signal.SIGKILL:
         return Failure(Code.OUT_OF_MEMORY, f"the system ended the engine for want of memory; {peak}", retryable=True)
     if -ending.code == signal.SIGXCPU:

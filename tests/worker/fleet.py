@@ -83,10 +83,13 @@ class Fleet:
         until(lambda: not self.engines(), "every engine to be gone")
 
     def start(self, kind: str, *, program: str = SUBJECT, **environment: str) -> subprocess.Popen[bytes]:
-        """A worker process, ready to be nudged; with the engines of `children.py` unless `program` is `worker`."""
+        """A worker process, ready to be nudged; with the engines of `children.py` unless `program` is `worker`.
+
+        `program` is a module, or one with arguments that come before the kind.
+        """
         with (self.folder / "workers.log").open("ab") as log:
             worker = subprocess.Popen(
-                [sys.executable, "-m", program, kind],
+                [sys.executable, "-m", *program.split(), kind],
                 env={**self.environment, **environment},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -121,7 +124,10 @@ class Fleet:
         self, do: str, *, timeout_s: int = 120, nudge: bool = True, seed: int | None = None, **metadata: str
     ) -> str:
         """A job for `children.py`, with a seed of its own, so that it resumes from no other job's checkpoint."""
-        spec = Spec.model_validate(
+        return self.submit_spec(self.spec(do, metadata, timeout_s=timeout_s, seed=seed), nudge=nudge)
+
+    def spec(self, do: str, metadata: dict[str, str], *, timeout_s: int = 120, seed: int | None = None) -> Spec:
+        return Spec.model_validate(
             {
                 "model": self.network_id,
                 "steps": [{"step": "prune", "amount": {"channels": 0.5}}],
@@ -130,7 +136,6 @@ class Fleet:
                 "metadata": {"do": do, **metadata},
             }
         )
-        return self.submit_spec(spec, nudge=nudge)
 
     def submit_spec(self, spec: Spec, *, nudge: bool = True) -> str:
         with self.database.transaction() as session:

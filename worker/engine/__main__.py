@@ -99,9 +99,17 @@ def _as_failure(error: Exception) -> Failure:
         return Failure(Code.OUT_OF_GPU_MEMORY, "the device has too little memory for this network and batch size")
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
         return Failure(Code.OUT_OF_MEMORY, "the process has too little memory for this network and batch size")
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if _is_full_disk(error):
         return Failure(Code.DISK_FULL, "no space is left for the job's files")
     return Failure(Code.INTERNAL, f"{type(error).__name__}: {str(error)[:500]}")
+
+
+def _is_full_disk(error: Exception) -> bool:
+    """Also where a library wraps the system's error in words, as safetensors does."""
+    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    if isinstance(error, OSError):
+        return error.errno in numbers
+    return any(f"(os error {number})" in str(error) for number in numbers)
 
 
 if __name__ == "__main__":

@@ -93,6 +93,8 @@ class _Run(fx.Interpreter):
         try:
             result = super().run_node(n)
         except Exception as error:
+            if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+                raise
             layer = n.meta.get("layer")
             place = f"{n.name} in layer {layer}" if layer else n.name
             raise _DoesNotRun(
