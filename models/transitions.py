@@ -158,13 +158,12 @@ def sweep(session: Session, *, max_strikes: int, now: datetime) -> list[tuple[st
     Safe to run twice, and beside itself. A row that another transaction holds is left for the next sweep."""
     lapsed = and_(Job.status.in_(HELD), Job.lease_expires_at < now)
     rows = session.execute(
-        select(Job.id, Job.attempt, Job.worker_id).where(lapsed).order_by(Job.id).with_for_update(skip_locked=True)
+        select(Job.id, Job.worker_id).where(lapsed).order_by(Job.id).with_for_update(skip_locked=True)
     ).all()
     changed: list[tuple[str, JobStatus]] = []
-    for job_id, attempt, worker_id in rows:
+    for job_id, worker_id in rows:  # locked, so they stay lapsed
         error = Failure(Code.WORKER_LOST, f"Worker {worker_id} stopped answering while it ran this job.").as_error()
-        guard = and_(Job.id == job_id, Job.attempt == attempt, lapsed)
-        job = _end_attempt(session, guard, error, max_strikes, now)
+        job = _end_attempt(session, Job.id == job_id, error, max_strikes, now)
         if job is not None:
             changed.append((job_id, JobStatus(job.status)))
     return changed
