@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from api.services import jobs
+from models.retention import IDEMPOTENCY_LIFETIME
 from models.settings import Settings
 from models.tables import Idempotency
 from tests.api import stories
@@ -53,7 +53,7 @@ def test_a_key_is_free_again_after_a_day(api: Api) -> None:
     first = post(api, spec, "k").json()["id"]
     with api.service.database.transaction() as session:
         row = session.get_one(Idempotency, ("default", "k"))
-        row.created_at -= jobs.IDEMPOTENCY_LIFETIME + timedelta(seconds=1)
+        row.created_at -= IDEMPOTENCY_LIFETIME + timedelta(seconds=1)
     second = post(api, spec, "k")
     assert second.status_code == 202
     assert second.json()["id"] != first
