@@ -51,6 +51,13 @@ class Household:
         self._members = found
         return found
 
+    def has(self, number: int) -> bool:
+        """Whether this is a process below, or a thread of one."""
+        with contextlib.suppress(OSError), open(f"/proc/{number}/status", "rb") as file:
+            (group,) = (int(line.split()[1]) for line in file if line.startswith(b"Tgid:"))
+            return group in self.members()
+        return False
+
     def memory_bytes(self) -> int:
         """Of their own, not of files."""
         if not self._members or time.monotonic() < self._stale_until:

@@ -1,4 +1,4 @@
-"""Answers what the filter of `seccomp.py` leaves to the guard: new processes and threads; signals, on old kernels.
+"""Answers what the filter of `seccomp.py` leaves to the guard: new processes and threads, and whom a call is aimed at.
 
 A count that no user, control group or namespace of its own is needed for: each call waits until it is answered
 (seccomp_unotify(2)). Only register arguments are judged, so nothing can change between the look and the call.
@@ -45,9 +45,8 @@ class Listener:
                 raise
 
     def _refusal(self, number: int, first: int) -> int:
-        if number in (seccomp.KILL, seccomp.TGKILL):
-            target = first & 0xFFFFFFFF
-            return 0 if target in self._household.members() else errno.EPERM
+        if number in (seccomp.KILL, seccomp.TGKILL, seccomp.SCHED_SETAFFINITY):
+            return 0 if self._household.has(first & 0xFFFFFFFF) else errno.EPERM
         is_thread = number == seccomp.CLONE and bool(first & seccomp.CLONE_THREAD)
         if self._is_full(is_thread) and time.monotonic() - self._counted > _COUNT_SECONDS:
             members = self._household.members()

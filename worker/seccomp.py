@@ -56,8 +56,8 @@ ABSENT = {"clone3": 435, "openat2": 437}
 LAST_KNOWN = 462
 """mseal, Linux 6.10."""
 
-OPEN, CLONE, FORK, VFORK, KILL, TGKILL, OPENAT = 2, 56, 57, 58, 62, 234, 257
-_IOCTL, _SOCKETPAIR, _SCHED_SETAFFINITY, _PRLIMIT64 = 16, 53, 203, 302
+CLONE, FORK, VFORK, KILL, TGKILL, SCHED_SETAFFINITY = 56, 57, 58, 62, 234, 203
+_OPEN, _IOCTL, _SOCKETPAIR, _OPENAT, _PRLIMIT64 = 2, 16, 53, 257, 302
 
 CLONE_THREAD = 0x10000
 _NEW_NAMESPACES = 0x7E020000
@@ -140,13 +140,13 @@ def program(*, ask_about_signals: bool) -> bytes:
     line(_JEQ, socket.SOCK_STREAM, 0, 1)
     line(_RET, _ALLOW)
     line(_RET, refuse)
-    for number in (_PRLIMIT64, _SCHED_SETAFFINITY):  # of oneself only
+    for number, others in ((_PRLIMIT64, refuse), (SCHED_SETAFFINITY, _NOTIFY)):  # of oneself, or of one's threads
         line(_JEQ, number, 0, 4)
         line(_LD, _argument(0))
         line(_JEQ, 0, 0, 1)
         line(_RET, _ALLOW)
-        line(_RET, refuse)
-    for number, flags in ((OPEN, 1), (OPENAT, 2)):  # emptying what may only be read: Landlock before ABI 3 lets it
+        line(_RET, others)
+    for number, flags in ((_OPEN, 1), (_OPENAT, 2)):  # emptying what may only be read: Landlock before ABI 3 lets it
         line(_JEQ, number, 0, 5)
         line(_LD, _argument(flags))
         line(_AND, os.O_TRUNC | os.O_ACCMODE)

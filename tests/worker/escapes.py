@@ -390,8 +390,11 @@ def what_works(folder: Path) -> dict[str, object]:
     with contextlib.suppress(OSError):
         os.replace(folder / "written", folder / "below" / "moved")
     os.kill(os.getpid(), 0)
-    thread = threading.Thread(target=time.sleep, args=(0,))
+    end = threading.Event()
+    thread = threading.Thread(target=end.wait)
     thread.start()
+    os.sched_setaffinity(thread.native_id or 0, os.sched_getaffinity(0))
+    end.set()
     thread.join()
     return {
         "socketpair": ends[1].recv(1) == b"x",
