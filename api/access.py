@@ -9,11 +9,13 @@ import logging
 import re
 import secrets
 import time
+from typing import Any
 
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.bodies import Disconnected
+from api.deps import Service
 from api.errors import problem_response
 from models import logs
 from models.errors import Code
@@ -72,7 +74,7 @@ class _Exchange:
         self._received_all = not self._expects_body
         self._awaits_continue = headers.get(b"expect", b"").lower() == b"100-continue"
         self._disconnected = False
-        self._bytes_out = 0
+        self._bytes_in = self._bytes_out = 0
         self.started = False
         self.status = 0
 
@@ -89,7 +91,9 @@ class _Exchange:
         if message["type"] == "http.disconnect":
             self._disconnected = True
             self._received_all = True
-        elif not message.get("more_body", False):
+            return message
+        self._bytes_in += len(message.get("body", b""))
+        if not message.get("more_body", False):
             self._received_all = True
         return message
 
@@ -126,7 +130,7 @@ class _Exchange:
 
     def log(self) -> None:
         status = self.status or CLIENT_CLOSED_REQUEST
-        fields = {
+        fields: dict[str, Any] = {
             "method": self._scope["method"],
             "path": json.dumps(self._scope["path"])[1:-1],
             "status": status,
@@ -139,3 +143,9 @@ class _Exchange:
             *fields.values(),
             extra={logs.FIELDS: fields},
         )
+        service: Service | None = getattr(self._scope["app"].state, "service", None)
+        if service is not None:
+            route = getattr(self._scope.get("route"), "path", "none")
+            service.metrics.request(
+                self._scope["method"], route, status, fields["seconds"], self._bytes_in, self._bytes_out
+            )

@@ -14,6 +14,7 @@ from api.access import AccessMiddleware
 from api.auth import prepare_access
 from api.deps import Service
 from api.in_flight import InFlight
+from api.metrics import Metrics
 from api.nudge import Nudger
 from api.readiness import ReadinessCheck
 from api.routes import artifacts, datasets, events, jobs, meta, models, uploads
@@ -60,6 +61,7 @@ def create_app(settings: Settings) -> FastAPI:
             in_flight=InFlight(),
             verified=VerifiedBlobs(),
             readiness=ReadinessCheck(database, blobs, settings.broker_url),
+            metrics=Metrics(settings, database),
         )
         watch.start()
         upload_sweep.start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from hmac import compare_digest
 from typing import Annotated
 
 from fastapi import Depends, Query, Request
@@ -12,6 +13,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from api.auth import Caller, caller_of, is_loopback
 from api.in_flight import InFlight
+from api.metrics import Metrics
 from api.nudge import Nudger
 from api.readiness import ReadinessCheck
 from api.transfers import Transfers
@@ -39,6 +41,7 @@ class Service:
     in_flight: InFlight
     verified: VerifiedBlobs
     readiness: ReadinessCheck
+    metrics: Metrics
 
 
 def service_of(request: Request) -> Service:
@@ -94,6 +97,28 @@ def writer(caller: Annotated[Caller, Depends(reader)]) -> Caller:
     if caller.read_only:
         raise Failure(Code.FORBIDDEN, "This key may only read.")
     return caller
+
+
+_METRICS_TOKEN = HTTPBearer(
+    auto_error=False, scheme_name="MetricsToken", description="MODELPRESS_METRICS_TOKEN; none under open access."
+)
+
+
+def metrics_reader(
+    request: Request,
+    service: Annotated[Service, Depends(service_of)],
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_METRICS_TOKEN)],
+) -> None:
+    """Lets who has the token of metrics pass, which opens nothing else, as no tenant's key opens them."""
+    known_parameters(request)
+    if service.settings.open_access:
+        _refuse_other_sites(request)
+        return
+    token = service.settings.metrics_token
+    if token is None or credentials is None or not compare_digest(credentials.credentials.encode(), token.encode()):
+        raise Failure(
+            Code.UNAUTHORIZED, "Metrics want the token that the service has as MODELPRESS_METRICS_TOKEN, if it has one."
+        )
 
 
 ServiceDep = Annotated[Service, Depends(service_of)]

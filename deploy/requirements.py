@@ -1,4 +1,4 @@
-"""`python requirements.py EXTRA`, in the folder of pyproject.toml: what an image needs, one requirement a line.
+"""`python requirements.py EXTRA…`, in the folder of pyproject.toml: what an image needs, one requirement a line.
 
 With it an image installs what the project needs before it copies the project, and keeps that while only code changes.
 """
@@ -10,11 +10,12 @@ import tomllib
 from pathlib import Path
 
 
-def requirements(pyproject: str, extra: str) -> list[str]:
-    """Of the project itself and of one extra. Raises `KeyError` when there is no such extra."""
+def requirements(pyproject: str, *extras: str) -> list[str]:
+    """Of the project itself and of some extras. Raises `KeyError` when there is no such extra."""
     project = tomllib.loads(pyproject)["project"]
-    return [*project["dependencies"], *project["optional-dependencies"][extra]]
+    optional = project["optional-dependencies"]
+    return [*project["dependencies"], *(requirement for extra in extras for requirement in optional[extra])]
 
 
 if __name__ == "__main__":
-    print("\n".join(requirements(Path("pyproject.toml").read_text(), sys.argv[1])))
+    print("\n".join(requirements(Path("pyproject.toml").read_text(), *sys.argv[1:])))

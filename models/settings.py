@@ -39,6 +39,12 @@ class Settings(BaseSettings):
     tenant: str = Field(default="default", description="The tenant of open access.")
     bootstrap_key: str | None = Field(default=None, description="Made the first key, once, when there is none.")
 
+    metrics_token: str | None = Field(
+        default=None,
+        min_length=16,
+        repr=False,
+        description="What Prometheus sends as its bearer token; unset: no metrics.",
+    )
     log_format: Literal["human", "json"] = Field(default="human", description="json: one object a line.")
 
     device_class: str = Field(default="cpu", pattern="^(cpu|cuda)$", description="What a device worker offers.")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter, Depends, Response
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 
-from api.deps import Reader, ServiceDep, known_parameters
+from api.deps import Reader, ServiceDep, known_parameters, metrics_reader
 from api.services.capabilities import capabilities
 from models.presets import PRESETS
 from models.spec import Spec
@@ -52,3 +53,21 @@ def get_readiness(service: ServiceDep, response: Response) -> Readiness:
         response.status_code = 503
         response.headers["Retry-After"] = "5"
     return readiness
+
+
+@router.get(
+    "/metrics",
+    operation_id="get_metrics",
+    dependencies=[Depends(metrics_reader)],
+    response_class=Response,
+    responses={
+        200: {
+            "description": "The text format of Prometheus",
+            "content": {"text/plain": {"schema": {"type": "string"}}},
+        },
+    },
+)
+def get_metrics(service: ServiceDep) -> Response:
+    """Requests, jobs, queues, workers and bytes of the whole deployment, without anything of a tenant's. It wants a
+    token of its own, `MODELPRESS_METRICS_TOKEN`; under open access, none."""
+    return Response(service.metrics.exposition(), media_type=CONTENT_TYPE_PLAIN_0_0_4)

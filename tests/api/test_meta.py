@@ -143,6 +143,7 @@ def test_openapi_has_every_route_of_the_contract_under_a_plain_name(document: di
         "get_capabilities": "GET /capabilities",
         "get_health": "GET /healthz",
         "get_readiness": "GET /readyz",
+        "get_metrics": "GET /metrics",
     }
 
 
