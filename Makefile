@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test lint image-test bench promises clean
+.PHONY: help demo serve test lint image-test bench promises canaries clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort | column -t -s "$$(printf '\t')"
@@ -48,6 +48,9 @@ bench: $(VENV)/.dev ## print the benchmark table
 
 promises: $(VENV)/.dev ## bring about every fault it promises to survive, and print the table (an hour; SHARE=0.1 for a tenth)
 	$(BIN)/python -m tests.promises --share $(or $(SHARE),1)
+
+canaries: $(VENV)/.dev ## upload every crafted file to the whole service; the tests send a fifth of them
+	MODELPRESS_SWEEPS=full $(BIN)/python -m pytest tests/e2e/test_canaries.py
 
 clean: ## remove everything that was built or stored here
 	rm -rf $(VENV) var build dist *.egg-info client/*.egg-info

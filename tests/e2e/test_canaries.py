@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from tests.engine.ingest.archives import good_archive
 from tests.engine.ingest.corpus import CORPUS
 
 PATIENCE = 240.0
+UPLOADED = CORPUS if os.environ.get("MODELPRESS_SWEEPS") == "full" else CORPUS[::5]
+"""Each file costs the start of an engine; `make canaries` sends all of them."""
 
 
 @pytest.fixture
@@ -36,10 +39,8 @@ def _inspected(client: httpx.Client, network_id: str) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_the_whole_crafted_corpus_is_rejected_or_defused_and_no_canary_is_touched(
-    client: httpx.Client, tmp_path: Path
-) -> None:
+@pytest.mark.timeout(900)
+def test_crafted_files_are_rejected_or_defused_and_no_canary_is_touched(client: httpx.Client, tmp_path: Path) -> None:
     canaries = tmp_path / "canaries"
     canaries.mkdir()
     blobs = tmp_path / "data" / "blobs"
@@ -50,7 +51,7 @@ def test_the_whole_crafted_corpus_is_rejected_or_defused_and_no_canary_is_touche
     before = _hashes(blobs)
 
     waiting: dict[str, str] = {}
-    for crafted in CORPUS:
+    for crafted in UPLOADED:
         path = crafted.write(tmp_path / f"{crafted.name}.pt2", canaries / crafted.name)
         answer = client.post("/models", params={"name": path.name}, content=path.read_bytes())
         if answer.status_code == 201:
@@ -58,9 +59,9 @@ def test_the_whole_crafted_corpus_is_rejected_or_defused_and_no_canary_is_touche
         else:
             assert 400 <= answer.status_code < 500, (crafted.name, answer.text)
             assert answer.json()["code"] in (crafted.code, "format_mismatch"), crafted.name
-    assert len(waiting) > 60
+    assert len(waiting) > len(UPLOADED) // 2
     wrong = {}
-    for crafted in CORPUS:
+    for crafted in UPLOADED:
         if crafted.name in waiting:
             row = _inspected(client, waiting[crafted.name])
             ended = (row["status"], (row["error"] or {}).get("code"))
