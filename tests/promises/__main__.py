@@ -41,9 +41,9 @@ def main() -> int:
         console.print(f"{row.name}: {time.monotonic() - began:.0f} s", style="dim")
     console.print(_table(found))
     for row, outcome in found:
-        for problem in sorted(set(outcome.broken))[:10]:
+        for problem in sorted({*outcome.broken, *outcome.late})[:10]:
             console.print(f"{row.name}: {problem}", style="red")
-    return 0 if all(outcome.holds for _, outcome in found) else 1
+    return 0 if all(outcome.holds and not outcome.late for _, outcome in found) else 1
 
 
 def _table(found: list[tuple[Row, Outcome]]) -> Table:
@@ -57,7 +57,13 @@ def _table(found: list[tuple[Row, Outcome]]) -> Table:
     for row, outcome in found:
         times = ["" if (value := outcome.percentile(p)) is None else f"{value:.2f}" for p in (0.5, 0.99)]
         numbers = [str(outcome.injections), f"x {row.scale:g}", str(outcome.lost), str(outcome.duplicated), *times]
-        table.add_row(row.promise, row.fault, *numbers, row.timed, "yes" if outcome.holds else "NO")
+        table.add_row(
+            row.promise,
+            row.fault,
+            *numbers,
+            row.timed,
+            "NO" if not outcome.holds else "late" if outcome.late else "yes",
+        )
     return table
 
 

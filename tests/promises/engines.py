@@ -53,7 +53,9 @@ def engine_always_dies(place: Place, injections: int) -> Outcome:
         outcome.seconds += [seen - at for seen, at in zip(deaths_seen, died, strict=False)]
         outcome.injections += len(died)
     slow = sum(seconds > SEEN_SECONDS for seconds in outcome.seconds)
-    outcome.require(slow <= len(outcome.seconds) // 100, f"{slow} deaths were seen after more than {SEEN_SECONDS:g} s")
+    outcome.require_in_time(
+        slow <= len(outcome.seconds) // 100, f"{slow} deaths were seen after more than {SEEN_SECONDS:g} s"
+    )
     return outcome
 
 

@@ -8,13 +8,16 @@ from dataclasses import dataclass, field
 @dataclass
 class Outcome:
     """`lost` and `duplicated` count jobs (or files, or requests) of which there are none, or too many, in the end.
-    `seconds` are recoveries; `broken` says in words what else was not as promised."""
+    `seconds` are recoveries; `broken` says in words what else was not as promised, `late` what took longer than was.
+
+    Lateness fails the full table, never a test: a busy machine is not a broken promise."""
 
     injections: int = 0
     lost: int = 0
     duplicated: int = 0
     seconds: list[float] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
+    late: list[str] = field(default_factory=list)
 
     @property
     def holds(self) -> bool:
@@ -23,6 +26,10 @@ class Outcome:
     def require(self, true: bool, otherwise: str) -> None:
         if not true:
             self.broken.append(otherwise)
+
+    def require_in_time(self, true: bool, otherwise: str) -> None:
+        if not true:
+            self.late.append(otherwise)
 
     def percentile(self, fraction: float) -> float | None:
         """By the nearest rank; None where nothing was timed."""
