@@ -78,6 +78,7 @@ def create_app(settings: Settings) -> FastAPI:
         version=version("modelpress"),
         description=DESCRIPTION,
         lifespan=lifespan,
+        docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
     )
