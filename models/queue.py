@@ -13,12 +13,16 @@ from models.statuses import JobStatus
 from models.tables import Job
 
 
-def next_job(device_class: str) -> ScalarSelect[str]:
-    """The id of the job to claim next. First the tenant with the fewest jobs held by workers, then the one whose last
-    job started longest ago; within a tenant the oldest job. Rows that another claim holds are passed over."""
-    queued, held, earlier = aliased(Job, name="queued"), aliased(Job, name="held"), aliased(Job, name="earlier")
-    claimable = and_(queued.status == JobStatus.QUEUED, queued.device.in_(("auto", device_class)))
-    waiting = select(queued.tenant).where(claimable).group_by(queued.tenant).subquery("waiting")
+def turns(session: Session, device_class: str) -> list[str]:
+    """The tenants that wait for this device class: first who has the fewest jobs held by workers, then whose last job
+    started longest ago, then whose oldest job is older."""
+    held, earlier = aliased(Job, name="held"), aliased(Job, name="earlier")
+    waiting = (
+        select(Job.tenant, func.min(Job.created_at).label("oldest"))
+        .where(_claimable(device_class))
+        .group_by(Job.tenant)
+        .subquery("waiting")
+    )
     busy = (
         select(held.tenant, func.count().label("jobs"))
         .where(held.status.in_(HELD))
@@ -26,17 +30,21 @@ def next_job(device_class: str) -> ScalarSelect[str]:
         .subquery("busy")
     )
     last_start = select(func.max(earlier.started_at)).where(earlier.tenant == waiting.c.tenant).scalar_subquery()
-    turn = (
-        select(waiting.c.tenant, func.coalesce(busy.c.jobs, 0).label("jobs"), last_start.label("last_start"))
+    found = (
+        select(waiting.c.tenant)
         .outerjoin(busy, busy.c.tenant == waiting.c.tenant)
-        .cte("turn")
-        .prefix_with("MATERIALIZED", dialect="postgresql")  # once a tenant, not once a queued job
+        .order_by(func.coalesce(busy.c.jobs, 0), last_start.nulls_first(), waiting.c.oldest, waiting.c.tenant)
     )
+    return list(session.scalars(found))
+
+
+def oldest_job(tenant: str, device_class: str) -> ScalarSelect[str]:
+    """The id of the tenant's job to claim next. Rows that another claim holds are passed over."""
+    queued = aliased(Job, name="queued")
     return (
         select(queued.id)
-        .join(turn, turn.c.tenant == queued.tenant)
-        .where(claimable)
-        .order_by(turn.c.jobs, turn.c.last_start.nulls_first(), queued.created_at, queued.id)
+        .where(queued.tenant == tenant, queued.status == JobStatus.QUEUED, queued.device.in_(("auto", device_class)))
+        .order_by(queued.created_at, queued.id)
         .limit(1)
         .with_for_update(skip_locked=True, of=queued)
         .scalar_subquery()
@@ -45,12 +53,7 @@ def next_job(device_class: str) -> ScalarSelect[str]:
 
 def queued_count(session: Session, device_class: str) -> int:
     """How many jobs wait that a worker of this class could take."""
-    return (
-        session.scalar(
-            select(func.count()).where(Job.status == JobStatus.QUEUED, Job.device.in_(("auto", device_class)))
-        )
-        or 0
-    )
+    return session.scalar(select(func.count()).where(_claimable(device_class))) or 0
 
 
 def queue_position(session: Session, job: Job) -> int | None:
@@ -76,3 +79,7 @@ def queue_positions(session: Session, jobs: Sequence[Job]) -> dict[str, int]:
         found = select(places.c.id, places.c.place).where(places.c.id.in_(mine))
         positions |= dict(session.execute(found).tuples().all())
     return positions
+
+
+def _claimable(device_class: str) -> ColumnElement[bool]:
+    return and_(Job.status == JobStatus.QUEUED, Job.device.in_(("auto", device_class)))

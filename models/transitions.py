@@ -21,7 +21,7 @@ from models.attempts import HELD, PublishedArtifact, artifact_row
 from models.errors import Code, Failure, JobError
 from models.events import StatusEvent
 from models.ids import new_id
-from models.queue import next_job
+from models.queue import oldest_job, turns
 from models.report import Report
 from models.spec import Spec
 from models.statuses import TERMINAL, JobStatus
@@ -81,16 +81,20 @@ def claim(session: Session, *, device_class: str, worker_id: str, lease_until: d
     """queued -> running: take the job whose turn it is on this device class, with a new attempt; `None`: none waits.
 
     Two workers never get the same row, and neither waits for the other."""
-    return _change(
-        session,
-        and_(Job.id == next_job(device_class), Job.status == JobStatus.QUEUED),
-        now,
-        status=JobStatus.RUNNING,
-        attempt=Job.attempt + 1,
-        worker_id=worker_id,
-        lease_expires_at=lease_until,
-        started_at=coalesce(Job.started_at, _moment(now)),
-    )
+    for tenant in turns(session, device_class):
+        job = _change(
+            session,
+            and_(Job.id == oldest_job(tenant, device_class), Job.status == JobStatus.QUEUED),
+            now,
+            status=JobStatus.RUNNING,
+            attempt=Job.attempt + 1,
+            worker_id=worker_id,
+            lease_expires_at=lease_until,
+            started_at=coalesce(Job.started_at, _moment(now)),
+        )
+        if job is not None:
+            return job
+    return None
 
 
 def succeed(

@@ -17,7 +17,7 @@ from rich.table import Table
 from tests.promises.outcome import Outcome
 from tests.promises.table import ROWS, Row
 
-WIDTH = 140
+WIDTH = 150
 
 
 def main() -> int:
@@ -48,18 +48,19 @@ def main() -> int:
 
 def _table(found: list[tuple[Row, Outcome]]) -> Table:
     table = Table(title=f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}")
-    for heading in ("promise", "fault"):
+    for heading in ("promise", "fault", "database"):
         table.add_column(heading)
     for heading in ("N", "clocks", "lost", "duplicated", "p50 s", "p99 s"):
         table.add_column(heading, justify="right")
     table.add_column("the seconds are")
     table.add_column("holds")
     for row, outcome in found:
-        times = ["" if (value := outcome.percentile(p)) is None else f"{value:.2f}" for p in (0.5, 0.99)]
+        times = ["" if (value := outcome.percentile(p)) is None else f"{value:.3f}" for p in (0.5, 0.99)]
         numbers = [str(outcome.injections), f"x {row.scale:g}", str(outcome.lost), str(outcome.duplicated), *times]
         table.add_row(
             row.promise,
             row.fault,
+            "PostgreSQL" if row.on_postgres else "SQLite",
             *numbers,
             row.timed,
             "NO" if not outcome.holds else "late" if outcome.late else "yes",

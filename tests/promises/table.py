@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from tests.promises import disks, engines, submitting, training, workers
+from tests.promises import crowd, disks, engines, submitting, training, workers
 from tests.promises.outcome import Outcome
 from tests.promises.place import Place
 
@@ -30,7 +30,8 @@ class Row:
 
     @property
     def name(self) -> str:
-        return f"{self.promise} {self.fault}" + (" at full clocks" if self.scale == 1 else "")
+        where = " on PostgreSQL" if self.on_postgres else ""
+        return f"{self.promise} {self.fault}{where}" + (" at full clocks" if self.scale == 1 else "")
 
     def measure(self, injections: int) -> Outcome:
         where = Place(self.scale, on_postgres=self.on_postgres, disk_megabytes=self.disk_megabytes, **self.environment)
@@ -45,6 +46,11 @@ _SCALED = (
     Row("P8", "worker killed mid-job", workers.worker_killed, 1, 20, "kill to claimed again"),
     Row("P9", "worker stopped past its lease, woken", workers.worker_sleeps_and_wakes, 1, 20, "stop to claimed again"),
     Row("P11", "database away for two leases", workers.database_away, 1, 20, "back to served", on_postgres=True),
+)
+_CROWDS = (
+    Row("P25", "10,000 queued: claim", crowd.claim_among_ten_thousand, 20, 500, "a claim"),
+    Row("P25", "10,000 queued: list fifty", crowd.list_among_ten_thousand, 5, 500, "a page"),
+    Row("P25", "10,000 queued: submit", crowd.submit_among_ten_thousand, 5, 500, "submit to answer"),
 )
 ROWS = (
     Row("P1", "api killed at any moment", submitting.api_killed_at_any_moment, 5, 200, "kill to serving again"),
@@ -85,5 +91,9 @@ ROWS = (
         "kill to claimed again",
         environment=_STATES,
     ),
+    *_CROWDS,
+    *(replace(row, on_postgres=True) for row in _CROWDS),
+    Row("P25", "watchers of one job", crowd.many_watch_one_job, 50, 1000, "end to heard"),
+    Row("P26", "one tenant floods two workers", crowd.one_tenant_floods, 3, 20, "first start to its starts"),
 )
 """Lease faults at full clocks cost minutes each, so the short table has none of them."""

@@ -37,7 +37,7 @@ def trained_to_the_same_bytes(place: Place, injections: int) -> Outcome:
     def submit() -> str:
         steps = [
             {"step": "prune", "amount": {"macs": 0.4}, "round_to": 2},
-            {"step": "finetune", "epochs": 2 + injections // 4, "batch_size": 8},
+            {"step": "finetune", "epochs": 2 + injections // 2, "batch_size": 8},
         ]
         asked = {"model": network_id, "dataset": dataset_id, "steps": steps, "export": ["onnx"]}
         spec = Spec.model_validate(asked)

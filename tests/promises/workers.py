@@ -18,7 +18,7 @@ from tests.worker.fleet import until
 def _running(place: Place, number: int, gate: Path) -> str:
     """A job with a checkpoint that waits for `gate`."""
     seed = 5000 + number
-    job_id = place.submit("finish", seed=seed, gate=str(gate), key=place.key(seed))
+    job_id = place.submit("finish", seed=seed, timeout_s=86400, gate=str(gate), key=place.key(seed))
     until(lambda: any(event["type"] == "checkpoint" for event in place.fleet.events(job_id)), "its checkpoint", 60)
     return job_id
 
