@@ -44,7 +44,15 @@ _MEMORY = {"MODELPRESS_ENGINE_MEMORY_BYTES": str(256 << 20)}
 _STATES = {"MODELPRESS_CHECKPOINT_SECONDS": "5", "MODELPRESS_MAX_STRIKES": "1000"}
 _SCALED = (
     Row("P8", "worker killed mid-job", workers.worker_killed, 1, 20, "kill to claimed again"),
-    Row("P9", "worker stopped past its lease, woken", workers.worker_sleeps_and_wakes, 1, 20, "stop to claimed again"),
+    Row(
+        "P9",
+        "worker stopped past its lease, woken",
+        workers.worker_sleeps_and_wakes,
+        1,
+        20,
+        "stop to claimed again",
+        on_postgres=True,  # of SQLite, a process frozen inside a write holds all of it until it goes on
+    ),
     Row("P11", "database away for two leases", workers.database_away, 1, 20, "back to served", on_postgres=True),
 )
 _CROWDS = (
