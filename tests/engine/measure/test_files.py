@@ -20,7 +20,6 @@ from worker.engine.measure.compare import outputs_of
 from worker.engine.measure.layers import layer_reports
 from worker.engine.measure.runtime import (
     FreshProcess,
-    artifact_outputs,
     peak_memory_bytes,
     run_artifact,
 )
@@ -126,7 +125,8 @@ def test_a_runtime_that_dies_is_a_failure_and_not_a_hang(files: Files, tmp_path:
 
 def test_outputs_come_batch_by_batch_from_one_process(files: Files, tmp_path: Path) -> None:
     batches = [inputs_of(files, size) for size in (3, 1)]
-    found = list(artifact_outputs(files.float_onnx, batches, tmp_path))
+    with FreshProcess(tmp_path) as process:
+        found = [process.run(files.float_onnx, inputs)[0] for inputs in batches]
     for inputs, outputs in zip(batches, found, strict=True):
         torch.testing.assert_close(outputs, files.expected(inputs), rtol=1e-4, atol=1e-4)
 

@@ -26,7 +26,6 @@ from worker.engine.measure.metrics import (
     evaluate,
     evaluate_agreement,
     forward_of,
-    is_better,
     output_index,
 )
 
@@ -302,8 +301,8 @@ def test_labels_of_rows_and_maps_have_a_chance_level_too(tmp_path: Path) -> None
 
 
 def test_directions() -> None:
-    assert is_better("accuracy", 0.9, than=0.8)
-    assert is_better("mae", 0.8, than=0.9)
+    assert drop("accuracy", before=0.8, after=0.9) < 0
+    assert drop("mae", before=0.9, after=0.8) < 0
     assert drop("accuracy", before=0.9, after=0.8) == pytest.approx(0.1)
     assert drop("rmse", before=0.9, after=0.8) == pytest.approx(-0.1)
 

@@ -110,10 +110,6 @@ def agreement(reference: Sequence[Values], other: Sequence[Values], task: Task) 
     return meter.value()
 
 
-def is_better(metric: Metric, value: float, than: float) -> bool:
-    return value > than if METRICS[metric].higher_is_better else value < than
-
-
 def drop(metric: Metric, before: float, after: float) -> float:
     """How much worse `after` is than `before`, in the metric's own unit; negative when it is better."""
     return before - after if METRICS[metric].higher_is_better else after - before

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -124,16 +124,6 @@ def run_artifact(path: Path, inputs: Sequence[Tensor], folder: Path) -> tuple[tu
     """What the file at `path` computes for one batch, and the runtime that computed it."""
     with FreshProcess(folder) as process:
         return process.run(path, inputs)
-
-
-def artifact_outputs(
-    path: Path, batches: Iterable[Sequence[Tensor]], folder: Path, threads: int = 1
-) -> Iterator[tuple[Tensor, ...]]:
-    """What the file computes for each batch, one batch at a time in one process: metrics of the file itself."""
-    with FreshProcess(folder, threads) as process:
-        for inputs in batches:
-            outputs, _ = process.run(path, inputs)
-            yield outputs
 
 
 def peak_memory_bytes(path: Path, inputs: Sequence[Tensor], folder: Path, threads: int = 1) -> int:
