@@ -107,13 +107,9 @@ def sweep_uploads(session: Session, *, max_strikes: int, now: datetime) -> list[
     error = Failure(Code.WORKER_LOST, "The worker stopped answering while it inspected this file.").as_error()
     changed: list[tuple[str, UploadStatus]] = []
     for table in PREFIXES:
-        lapsed = and_(table.status == UploadStatus.INSPECTING, table.lease_expires_at < now)
-        rows = session.execute(
-            select(table.id, table.attempt).where(lapsed).order_by(table.id).with_for_update(skip_locked=True)
-        ).all()
-        for upload_id, attempt in rows:
-            guard = and_(_held(table, upload_id, attempt), lapsed)
-            row = _end_attempt(session, table, guard, error, max_strikes)
+        lapsed = select(table.id).where(table.lease_expires_at < now).order_by(table.id)
+        for upload_id in session.scalars(lapsed.with_for_update(skip_locked=True)).all():  # locked, so they stay lapsed
+            row = _end_attempt(session, table, table.id == upload_id, error, max_strikes)
             if row is not None:
                 changed.append((upload_id, UploadStatus(row.status)))
     return changed
@@ -146,12 +142,8 @@ def _waiting(table: UploadTable) -> ColumnElement[bool]:
 
 
 def _held(table: UploadTable, upload_id: str, attempt: int) -> ColumnElement[bool]:
-    return and_(
-        table.id == upload_id,
-        table.attempt == attempt,
-        table.status == UploadStatus.INSPECTING,
-        table.lease_expires_at.is_not(None),
-    )
+    """Only an upload that somebody inspects has a lease."""
+    return and_(table.id == upload_id, table.attempt == attempt, table.lease_expires_at.is_not(None))
 
 
 def _end_attempt(

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     Bundle,
@@ -20,31 +18,18 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from sqlalchemy import event, select
+from sqlalchemy import select
 
 from models import attempts, transitions
 from models.database import Database
 from models.events import ProgressEvent
 from models.statuses import TERMINAL, JobStatus
 from models.tables import Base, Event, Job
+from tests.models.machines import LONG, QUICK, Vanished, changed, unsynced
 from tests.models.rows import ARTIFACT, ERROR, LEASE, REPORT, at, claim, submit
 
 MAX_STRIKES = 3
-QUICK = settings(
-    max_examples=12,
-    stateful_step_count=25,
-    deadline=None,
-    database=None,
-    phases=[Phase.explicit, Phase.generate],
-    suppress_health_check=list(HealthCheck),
-    derandomize=True,
-    report_multiple_bugs=False,
-)
 Token = tuple[str, int]
-
-
-class Vanished(Exception):
-    """The database went away."""
 
 
 @dataclass
@@ -306,27 +291,10 @@ FENCES = [
 """Each predicate that keeps a worker, or a tenant, from what is not its own: what stands there, and without it."""
 
 
-@contextmanager
-def changed(module: ModuleType, old: str, new: str) -> Iterator[None]:
-    """`module` with one piece of its source replaced, while the block runs."""
-    path = Path(module.__file__ or "")
-    source = path.read_text()
-    assert source.count(old) == 1, f"{old!r} is not, or not once, in {path.name}"
-    try:
-        exec(compile(source.replace(old, new), path, "exec"), module.__dict__)
-        yield
-    finally:
-        exec(compile(source, path, "exec"), module.__dict__)
-
-
 @pytest.mark.parametrize(("module", "old", "new"), FENCES, ids=lambda value: getattr(value, "__name__", None))
 def test_a_fence_that_is_gone_is_noticed(sqlite_url: str, module: ModuleType, old: str, new: str) -> None:
-    database = Database(sqlite_url)
-    event.listen(database.engine, "connect", lambda connection, _: connection.execute("PRAGMA synchronous = OFF"))
-    long = settings(QUICK, max_examples=400, stateful_step_count=40)
-    with changed(module, old, new), pytest.raises(AssertionError):
-        run_state_machine_as_test(machine_on(database), settings=long)
-    database.close()
+    with unsynced(sqlite_url) as database, changed(module, old, new), pytest.raises(AssertionError):
+        run_state_machine_as_test(machine_on(database), settings=LONG)
 
 
 def test_no_fence_is_forgotten_here() -> None:
