@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.architectures import ARCHITECTURES
+from tests.architectures.table import ARCHITECTURES, SAMPLE
 from tests.networks import export_pt2
 from worker.engine.graph.lift import lift
 from worker.engine.ingest.read import read_network
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", SAMPLE)
 def test_a_real_architecture_is_read_and_lifted_to_the_same_bits(name: str, tmp_path: Path) -> None:
     module, args = ARCHITECTURES[name]()
     subject = lift(read_network(export_pt2(module, args, tmp_path / "network.pt2")))

@@ -1,0 +1,1 @@
+"""Networks as people really build them, small and with random weights, by family."""

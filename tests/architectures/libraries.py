@@ -1,0 +1,25 @@
+"""What the families are built from: timm, and random inputs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tests import torchvision_ops
+from tests.networks import Example, randomised
+
+
+def images(side: int = 64, channels: int = 3) -> Tensor:
+    """Two images."""
+    return torch.randn(2, channels, side, side, generator=torch.Generator().manual_seed(1))
+
+
+def timm_network(name: str, side: int = 64, **settings: Any) -> Example:
+    """A network of timm by name, ten classes. `settings` make it narrower or shallower."""
+    torchvision_ops.declare()
+    import timm
+
+    module = timm.create_model(name, pretrained=False, num_classes=10, **settings)
+    return randomised(module), (images(side),)

@@ -1,0 +1,13 @@
+"""Every architecture."""
+
+from __future__ import annotations
+
+from tests.architectures.convolutional import CONVOLUTIONAL
+from tests.architectures.registry import Registry
+from tests.architectures.sequence import SEQUENCE
+
+ARCHITECTURES: Registry = {**CONVOLUTIONAL, **SEQUENCE}
+SAMPLE = ("resnet18", "mobilenetv3_small", "vit_tiny", "bert")
+"""The few that every run of the tests takes."""
+FUSED = frozenset[str]()
+"""Those that run a fused kernel as modules and its parts once exported, which round in another order."""
