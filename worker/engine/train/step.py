@@ -13,12 +13,12 @@ from models.metrics import METRICS
 from models.spec import FinetuneStep, Metric
 from models.statuses import Phase
 from worker.engine.data.dataset import Batch, Dataset
+from worker.engine.losses import LossKind, Objective, objective_for
 from worker.engine.measure.meters import AgreementMeter, Meter, meter_for
 from worker.engine.measure.metrics import as_outputs, forward_of, index_outside, output_index, require_finite
 from worker.engine.run import Run
 from worker.engine.subject import Record, Subject
 from worker.engine.train.loop import Epoch, Log, Plan, Verdict, train
-from worker.engine.train.losses import LossKind, Objective, objective_for
 from worker.engine.train.state import device_of
 
 SCALE_SAMPLES = 64

@@ -12,7 +12,7 @@ from torch import Tensor
 from models.errors import Code, Failure
 from models.spec import Task
 from worker.engine.data.labels import IGNORE_INDEX
-from worker.engine.train.losses import (
+from worker.engine.losses import (
     LossKind,
     Objective,
     as_logits,
