@@ -13,7 +13,7 @@ import torch
 from bench.row import Row
 from deploy.demo_network import MEAN, STD, digits, train
 from modelpress import Client, Event, Job, Network, StoredData, prepare, prepare_data
-from models.messages import CompressRequest, InputFile
+from models.messages import CompressRequest, InputFile, NetworkFile
 from models.spec import Spec
 from worker.engine.pipeline import compress
 
@@ -58,7 +58,7 @@ def whole_jobs(client: Client, folder: Path) -> list[Row]:
         job = _submit(client, model, dataset, seed)
         served.append(_milliseconds(_moment(job.created_at), _moment(job.finished_at or "")) / 1000)
         request = CompressRequest(
-            network=InputFile(path=network_file),
+            network=NetworkFile(path=network_file),
             dataset=InputFile(path=data_file),
             spec=Spec.model_validate(job.resolved_spec),
             folder=folder / f"direct-{seed}",

@@ -16,6 +16,7 @@ from models.blobs import UNNAMED_SECONDS, Blob
 from models.errors import Code, Failure, JobError
 from models.ids import new_id
 from models.inspection import DatasetInspection, NetworkInspection
+from models.reading import ReadOptions
 from models.statuses import UploadStatus
 from models.tables import Dataset, Job, Network, dump
 
@@ -26,8 +27,18 @@ TABLES: dict[str, UploadTable] = {"network": Network, "dataset": Dataset}
 PREFIXES: dict[UploadTable, str] = {Network: "net", Dataset: "dat"}
 
 
-def add_upload(session: Session, table: UploadTable, *, tenant: str, name: str, blob: Blob, now: datetime) -> Upload:
-    """Insert the row of bytes that are already in the blob store; its inspection waits.
+def add_upload(
+    session: Session,
+    table: UploadTable,
+    *,
+    tenant: str,
+    name: str,
+    blob: Blob,
+    now: datetime,
+    read_options: ReadOptions | None = None,
+) -> Upload:
+    """Insert the row of bytes that are already in the blob store; its inspection waits. Only a network has
+    `read_options`.
 
     Raises `Failure` with `unavailable` when they were published so long ago that they may be collected by now."""
     if blob.age_seconds() > UNNAMED_SECONDS:
@@ -43,9 +54,15 @@ def add_upload(session: Session, table: UploadTable, *, tenant: str, name: str, 
         strikes=0,
         created_at=now,
     )
+    if isinstance(row, Network) and read_options is not None:
+        row.read_options = dump(read_options)
     session.add(row)
     session.flush()
     return row
+
+
+def read_options_of(row: Network) -> ReadOptions:
+    return ReadOptions() if row.read_options is None else ReadOptions.model_validate(row.read_options)
 
 
 def claim_upload(session: Session, *, lease_until: datetime) -> Upload | None:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from models.reading import ReadOptions
 from models.spec import Spec
 
 CONTROL_QUEUE = "control"
@@ -42,9 +43,19 @@ class InputFile(_Request):
             return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+class NetworkFile(InputFile):
+    """`read` says what the file leaves open."""
+
+    read: ReadOptions = ReadOptions()
+
+    def identity(self) -> str:
+        """The digest of the network as it is read."""
+        return self.read.identify(self.digest())
+
+
 class InspectNetworkRequest(_Request):
     kind: Literal["inspect_network"]
-    network: InputFile
+    network: NetworkFile
 
 
 class InspectDatasetRequest(_Request):
@@ -57,7 +68,7 @@ class CompressRequest(_Request):
     of states inside one, which are kept every `checkpoint_seconds`."""
 
     kind: Literal["compress"] = "compress"
-    network: InputFile
+    network: NetworkFile
     dataset: InputFile | None = None
     spec: Spec
     folder: Path

@@ -78,6 +78,8 @@ class Network(_Upload, Base):
         Index("networks_by_sha256", "sha256"),
     )
 
+    read_options: Mapped[dict[str, Any] | None]
+
 
 class Dataset(_Upload, Base):
     __tablename__ = "datasets"

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 from models.errors import JobError
 from models.inspection import GroupInfo, LabelInfo, LayerInfo, Notice, TensorInfo
 from models.presets import Preset
+from models.reading import ReadOptions
 from models.statuses import JobStatus, Phase, UploadStatus
 
 StoredSpec = Annotated[dict[str, Any], WithJsonSchema({"x-schema": "Spec"})]
@@ -33,6 +34,7 @@ class _UploadView(_View):
 class NetworkView(_UploadView):
     """An uploaded network. What inspection found is `null` until `status` is `ready`."""
 
+    read_options: ReadOptions = Field(description="What was said about how to read the file.")
     format: str | None = None
     inputs: list[TensorInfo] | None = None
     outputs: list[TensorInfo] | None = None

@@ -18,7 +18,9 @@ from models.checkpoints import checkpoint_keys, in_order, inside_key
 from models.database import Database, now
 from models.errors import Code, Failure, JobError
 from models.events import ArtifactEvent, CheckpointEvent, EngineEvent, FailedEvent, FinishedEvent, PhaseEvent
-from models.messages import CompressRequest, InputFile
+from models.inspections import read_options_of
+from models.messages import CompressRequest, InputFile, NetworkFile
+from models.reading import ReadOptions
 from models.report import Report
 from models.settings import Settings
 from models.spec import Spec
@@ -43,8 +45,12 @@ class Assignment:
     job: Job
     spec: Spec
     network_sha256: str
+    read_options: ReadOptions
     dataset_sha256: str | None
     checkpoint: Checkpoint | None
+
+    def keys(self) -> list[str]:
+        return checkpoint_keys(self.read_options.identify(self.network_sha256), self.dataset_sha256, self.spec)
 
 
 def claim_job(database: Database, settings: Settings, worker_id: str) -> Assignment | None:
@@ -70,10 +76,11 @@ def _assignment(session: Session, job: Job) -> Assignment:
     spec = Spec.model_validate(job.resolved_spec)
     network = session.get_one(Network, job.network_id)
     dataset_sha256 = session.get_one(Dataset, job.dataset_id).sha256 if job.dataset_id else None
-    keys = in_order(checkpoint_keys(network.sha256, dataset_sha256, spec))
+    assignment = Assignment(job, spec, network.sha256, read_options_of(network), dataset_sha256, None)
+    keys = in_order(assignment.keys())
     found = attempts.checkpoints(session, job.tenant, keys)
     furthest = max(found, key=lambda checkpoint: keys.index(checkpoint.key), default=None)
-    return Assignment(job, spec, network.sha256, dataset_sha256, furthest)
+    return replace(assignment, checkpoint=furthest)
 
 
 def run_job(supervisor: Supervisor, assignment: Assignment) -> None:
@@ -95,7 +102,7 @@ class _Attempt:
         self._supervisor, self._assignment, self._journal = supervisor, assignment, journal
         self._settings = supervisor.settings
         self._id, self._number = assignment.job.id, assignment.job.attempt
-        self._keys = checkpoint_keys(assignment.network_sha256, assignment.dataset_sha256, assignment.spec)
+        self._keys = assignment.keys()
         self._artifacts: dict[str, PublishedArtifact] = {}
         self._phase: Phase | None = None
         self._folder: RunFolder | None = None
@@ -142,7 +149,7 @@ class _Attempt:
             except Failure as failure:
                 self._journal.log(f"the checkpoint of step {given.checkpoint.step_index} is gone: {failure.message}\n")
         request = CompressRequest(
-            network=InputFile(path=network, sha256=given.network_sha256),
+            network=NetworkFile(path=network, sha256=given.network_sha256, read=given.read_options),
             dataset=InputFile(path=dataset, sha256=given.dataset_sha256) if dataset else None,
             spec=given.spec,
             folder=folder.job,

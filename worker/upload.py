@@ -18,7 +18,7 @@ from models.errors import Code, Failure, JobError
 from models.events import FailedEvent, InspectedEvent
 from models.inspection import DatasetInspection, NetworkInspection
 from models.inspections import Upload, UploadTable
-from models.messages import EngineRequest, InputFile, InspectDatasetRequest, InspectNetworkRequest
+from models.messages import EngineRequest, InputFile, InspectDatasetRequest, InspectNetworkRequest, NetworkFile
 from models.settings import Settings
 from models.statuses import Phase
 from models.tables import Network
@@ -57,12 +57,14 @@ def inspect_upload(supervisor: Supervisor, upload: Upload) -> None:
 
 
 def _watch(supervisor: Supervisor, upload: Upload, folder: RunFolder, lease: _Lease) -> Watched:
-    file = InputFile(path=bring_in(supervisor.blobs, upload.sha256, folder.inputs / "upload"), sha256=upload.sha256)
+    path = bring_in(supervisor.blobs, upload.sha256, folder.inputs / "upload")
     request: EngineRequest
     if isinstance(upload, Network):
-        request = InspectNetworkRequest(kind="inspect_network", network=file)
+        network = NetworkFile(path=path, sha256=upload.sha256, read=inspections.read_options_of(upload))
+        request = InspectNetworkRequest(kind="inspect_network", network=network)
     else:
-        request = InspectDatasetRequest(kind="inspect_dataset", dataset=file)
+        dataset = InputFile(path=path, sha256=upload.sha256)
+        request = InspectDatasetRequest(kind="inspect_dataset", dataset=dataset)
     folder.request.write_text(request.model_dump_json())
     log: deque[str] = deque(maxlen=_LOG_PIECES)
     watched = supervisor.watch(

@@ -12,6 +12,7 @@ from api.services import completed, uploads
 from api.tus import ReprDigest
 from api.waiting import look_until
 from models.errors import Code
+from models.reading import InputShapes, ReadOptions
 from models.statuses import UploadStatus
 from models.tables import Network
 from models.views import NetworkDetail, NetworkPage, NetworkView
@@ -25,6 +26,13 @@ FromUpload = Annotated[
     str | None,
     Query(
         description="A complete upload of `/uploads` instead of a body. The same upload again gives the same answer."
+    ),
+]
+ShapesOfInputs = Annotated[
+    InputShapes,
+    Query(
+        description="Sizes of an input that an ONNX file leaves open, the batch first: `1,3,224,224` for the only "
+        "input, else `name:1,3,224,224`, once for each. The batch stays free."
     ),
 ]
 UPLOAD_PROBLEMS = problems_of(
@@ -74,14 +82,16 @@ async def create_model(
     caller: Writer,
     name: UploadName = None,
     upload: FromUpload = None,
+    input_shape: ShapesOfInputs = (),
     digest: ReprDigest = None,
 ) -> NetworkView:
     """Upload a network: the raw body is the file. It is inspected next; `GET …?wait=30` tells when."""
     limit = service.settings.max_model_bytes
+    given = ReadOptions(input_shape=input_shape)
     if upload is not None:
-        row = await completed.use(service, request, Network, caller.tenant, upload, name, limit)
+        row = await completed.use(service, request, Network, caller.tenant, upload, name, limit, given)
     else:
-        row = await uploads.accept(service, request, Network, caller.tenant, name, limit)
+        row = await uploads.accept(service, request, Network, caller.tenant, name, limit, given)
     response.headers["Location"] = f"/models/{row.id}"
     assert isinstance(row, Network)
     return uploads.network_view(row)

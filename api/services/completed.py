@@ -19,7 +19,8 @@ from models.blobs import Blob
 from models.database import now
 from models.errors import Code, Failure
 from models.formats import HEAD_BYTES
-from models.inspections import UploadTable, add_upload
+from models.inspections import UploadTable, add_upload, read_options_of
+from models.reading import ReadOptions
 from models.statuses import TransferStatus
 from models.tables import Dataset, Network, ResumableUpload
 
@@ -32,8 +33,10 @@ async def use(
     upload_id: str,
     name: str | None,
     limit_bytes: int,
+    read_options: ReadOptions | None = None,
 ) -> Network | Dataset:
-    """The row that the upload becomes, and a nudge to inspect it; asked again, the same row.
+    """The row that the upload becomes, and a nudge to inspect it; asked again, the same row, and another one where the
+    file is to be read otherwise.
 
     Raises `Failure` with `not_found`, `upload_incomplete`, `upload_expired`, `upload_invalid`, `upload_busy`,
     `too_large`, `checksum_mismatch`, and with what the first bytes show; the upload stays as it is then.
@@ -43,7 +46,9 @@ async def use(
     announced = expected_sha256(request.headers)
     await asyncio.to_thread(_known, service, tenant, upload_id)
     async with service.transfers.hold(upload_id) as transfer:
-        row = await asyncio.to_thread(_turn, service, table, tenant, upload_id, transfer, name, limit_bytes, announced)
+        row = await asyncio.to_thread(
+            _turn, service, table, tenant, upload_id, transfer, name, limit_bytes, announced, read_options
+        )
     service.nudger.upload_waits()
     return row
 
@@ -62,6 +67,7 @@ def _turn(
     name: str | None,
     limit_bytes: int,
     announced: str | None,
+    read_options: ReadOptions | None,
 ) -> Network | Dataset:
     upload = settled(service, tenant, upload_id, transfer)
     if upload.status != TransferStatus.COMPLETE:
@@ -76,7 +82,9 @@ def _turn(
     if before is not None:
         with service.database.read() as session:
             row = session.get(table, before)
-        if row is not None:
+        if row is not None and (
+            not isinstance(row, Network) or read_options_of(row) == (read_options or ReadOptions())
+        ):
             assert isinstance(row, Network | Dataset)
             return row
     if upload.size_bytes > limit_bytes:
@@ -84,7 +92,9 @@ def _turn(
     shown = clean_name(name or upload.name)
     blob = _published(service, table, upload, transfer, shown)
     with service.database.transaction() as session:
-        added = add_upload(session, table, tenant=tenant, name=shown, blob=blob, now=now(session))
+        added = add_upload(
+            session, table, tenant=tenant, name=shown, blob=blob, now=now(session), read_options=read_options
+        )
         if not uploads.become(session, upload_id, table, added.id, before):
             raise Failure(Code.UPLOAD_BUSY, "Another request is using this upload.")
         return added

@@ -22,8 +22,9 @@ from models.database import now
 from models.errors import Code, Failure, FieldProblem, JobError
 from models.ids import is_id
 from models.inspection import DatasetInspection, NetworkInspection
-from models.inspections import PREFIXES, UploadTable, add_upload, delete_upload
+from models.inspections import PREFIXES, UploadTable, add_upload, delete_upload, read_options_of
 from models.quotas import lock_tenant, over_quota, refuse_over
+from models.reading import ReadOptions
 from models.statuses import UploadStatus
 from models.tables import Dataset, Network
 from models.views import DatasetPage, DatasetView, NetworkDetail, NetworkPage, NetworkView
@@ -41,7 +42,13 @@ def clean_name(name: str | None) -> str:
 
 
 async def accept(
-    service: Service, request: Request, table: UploadTable, tenant: str, name: str | None, limit_bytes: int
+    service: Service,
+    request: Request,
+    table: UploadTable,
+    tenant: str,
+    name: str | None,
+    limit_bytes: int,
+    read_options: ReadOptions | None = None,
 ) -> Network | Dataset:
     """Store the request's body, add its row, and nudge a worker to inspect it.
 
@@ -79,7 +86,7 @@ async def accept(
         if sha256 not in (None, writer.sha256()):
             raise mismatch("Repr-Digest")
         blob = await asyncio.to_thread(writer.publish)
-    row = await asyncio.to_thread(_add, service, table, tenant, clean_name(name), blob)
+    row = await asyncio.to_thread(_add, service, table, tenant, clean_name(name), blob, read_options)
     service.nudger.upload_waits()
     return row
 
@@ -115,11 +122,13 @@ def _quota_left(service: Service, tenant: str, more_bytes: int) -> int:
         return refuse_over(session, tenant, limit, now(session), more_bytes=more_bytes)
 
 
-def _add(service: Service, table: UploadTable, tenant: str, name: str, blob: Blob) -> Network | Dataset:
+def _add(
+    service: Service, table: UploadTable, tenant: str, name: str, blob: Blob, read_options: ReadOptions | None
+) -> Network | Dataset:
     with service.database.transaction() as session:
         lock_tenant(session, tenant)
         moment = now(session)
-        row = add_upload(session, table, tenant=tenant, name=name, blob=blob, now=moment)
+        row = add_upload(session, table, tenant=tenant, name=name, blob=blob, now=moment, read_options=read_options)
         refuse_over(session, tenant, service.settings.max_stored_bytes, moment)
         return row
 
@@ -174,11 +183,11 @@ def _fields(row: Network | Dataset, shown: type[NetworkView] | type[DatasetView]
 
 
 def network_view(row: Network) -> NetworkView:
-    return NetworkView(**_fields(row, NetworkView))
+    return NetworkView(read_options=read_options_of(row), **_fields(row, NetworkView))
 
 
 def network_detail(row: Network) -> NetworkDetail:
-    return NetworkDetail(**_fields(row, NetworkDetail))
+    return NetworkDetail(read_options=read_options_of(row), **_fields(row, NetworkDetail))
 
 
 def dataset_view(row: Dataset) -> DatasetView:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, TypeVar
@@ -30,7 +30,7 @@ class Client:
     def __init__(self, url: str | None = None, key: str | None = None, *, patience: float = 30.0) -> None:
         url = url or os.environ.get("MODELPRESS_URL") or DEFAULT_URL
         self._transport = Transport(url, key or os.environ.get("MODELPRESS_KEY"), patience)
-        self.models: Uploads[Network] = Uploads(self._transport, "/models", Network)
+        self.models = Networks(self._transport, "/models", Network)
         self.datasets: Uploads[StoredData] = Uploads(self._transport, "/datasets", StoredData)
         self.jobs = Jobs(self._transport)
 
@@ -75,9 +75,12 @@ class Uploads(Generic[_Kind]):
 
         Raises ApiError when it is refused at once, UploadRejected when reading it fails.
         """
+        return self._upload(path, {"name": name}, wait, progress)
+
+    def _upload(self, path: str | Path, params: Json, wait: bool, progress: Progress | None) -> _Kind:
         file = Path(path)
-        answer = self._transport.upload(self._path, file, params={"name": name or file.name}, progress=progress)
-        sent = self._kind.parse(answer)
+        params = params | {"name": params["name"] or file.name}
+        sent = self._kind.parse(self._transport.upload(self._path, file, params=params, progress=progress))
         return self.wait(sent.id) if wait else sent
 
     def wait(self, upload_id: str, timeout: float | None = None) -> _Kind:
@@ -105,6 +108,28 @@ class Uploads(Generic[_Kind]):
     def delete(self, upload_id: str) -> None:
         """Raises ApiError while a job uses it."""
         self._transport.json("DELETE", f"{self._path}/{upload_id}")
+
+
+class Networks(Uploads[Network]):
+    """The networks of one service."""
+
+    def upload(
+        self,
+        path: str | Path,
+        name: str | None = None,
+        *,
+        input_shape: Sequence[str] = (),
+        wait: bool = True,
+        progress: Progress | None = None,
+    ) -> Network:
+        """Send a file; unless `wait` is false, return once the service has read it.
+
+        `input_shape` has the sizes that an ONNX file leaves open, the batch first: `["1,3,224,224"]` for the only
+        input, else `name:1,3,224,224` for each.
+
+        Raises ApiError when it is refused at once, UploadRejected when reading it fails.
+        """
+        return self._upload(path, {"name": name, "input_shape": list(input_shape) or None}, wait, progress)
 
 
 class Jobs:

@@ -46,7 +46,7 @@ def prepare(options: Options) -> int:
 
 
 def check(options: Options) -> int:
-    found = check_file(options.file)
+    found = check_file(options.file, options.input_shape)
     if options.json:
         print(json.dumps(found, indent=1))
         return 0
@@ -64,15 +64,17 @@ def check(options: Options) -> int:
 
 def upload(options: Options) -> int:
     with _client(options) as client:
-        is_data = options.data or not options.file.endswith(".pt2")
-        kind: Uploads[Any] = client.datasets if is_data else client.models
-        _out.print(_send(kind, options.file, options.name).id)
+        if options.data or not options.file.endswith((".pt2", ".onnx")):
+            sent = _send(client.datasets, options.file, options.name)
+        else:
+            sent = _send(client.models, options.file, options.name, input_shape=options.input_shape)
+        _out.print(sent.id)
     return 0
 
 
 def compress(options: Options) -> int:
     with _client(options) as client:
-        network = _send(client.models, options.file)
+        network = _send(client.models, options.file, input_shape=options.input_shape)
         data: dict[str, Any] = {"dataset": _send(client.datasets, options.data)} if options.data else {}
         job = client.jobs.create(model=network, preset=options.preset, **data)
         status = _watch(job)
@@ -145,14 +147,14 @@ def demo(options: Options) -> int:
     return done.returncode
 
 
-def _send(kind: Uploads[Any], file: str, name: str | None = None) -> Upload:
+def _send(kind: Uploads[Any], file: str, name: str | None = None, **given: Any) -> Upload:
     path = Path(file)
     with transfers(_err) as show:
 
         def one(done: int, size: int) -> None:
             show(path.name, done, size)
 
-        sent: Upload = kind.upload(path, name, wait=False, progress=one)
+        sent: Upload = kind.upload(path, name, wait=False, progress=one, **given)
     with _err.status(f"{escape(path.name)}: the service reads it"):
         ready: Upload = kind.wait(sent.id)
     return ready

@@ -7,14 +7,17 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from modelpress.outcomes import ModelpressError, PrepareError, describe_error
 from modelpress.types import Json
 
 
-def check(path: str | Path) -> Json:
-    """What the service would find in a `.pt2` file: format, inputs, outputs, layers, groups, warnings.
+def check(path: str | Path, input_shape: Sequence[str] = ()) -> Json:
+    """What the service would find in a network's file: format, inputs, outputs, layers, groups, warnings.
+
+    `input_shape` has the sizes that an ONNX file leaves open: `["1,3,224,224"]`, or `name:1,3,224,224` for each input.
 
     The reader runs in a process of its own and needs the engine: `pip install 'modelpress[worker]'`.
     Raises PrepareError when the service would refuse the file, ModelpressError when the engine is not installed.
@@ -24,7 +27,8 @@ def check(path: str | Path) -> Json:
         raise PrepareError(f"There is no file {path}.")
     with tempfile.TemporaryDirectory(prefix="modelpress-check-") as folder:
         request = Path(folder) / "request.json"
-        request.write_text(json.dumps({"kind": "inspect_network", "network": {"path": str(file)}}))
+        network = {"path": str(file), "read": {"input_shape": list(input_shape)}}
+        request.write_text(json.dumps({"kind": "inspect_network", "network": network}))
         # -P: a folder `models` or `worker` where the person stands must not hide the engine's.
         done = subprocess.run(
             [sys.executable, "-P", "-m", "worker.engine", str(request)],

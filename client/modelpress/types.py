@@ -60,6 +60,7 @@ class Upload(_Answer):
 class Network(Upload):
     """A network and, once it is ready, what was found in it."""
 
+    read_options: Json = field(default_factory=dict)
     format: str | None = None
     inputs: list[Json] = field(default_factory=list)
     outputs: list[Json] = field(default_factory=list)

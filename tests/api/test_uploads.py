@@ -74,6 +74,20 @@ def test_a_network_shows_what_inspection_found_with_its_layers_only_in_full(api:
     assert set(shown) - set(listed) == {"layers", "groups"}
 
 
+def test_the_shapes_of_inputs_are_kept_with_the_network_and_checked_first(api: Api) -> None:
+    shapes = ["ids:1,128", "mask:1,128"]
+    response = api.client.post("/models", params={"input_shape": shapes}, content=stories.a_pt2())
+    assert response.json()["read_options"] == {"input_shape": shapes}
+    shown = api.client.get(response.headers["location"]).json()
+    assert shown["read_options"] == {"input_shape": shapes}
+    wrong = api.client.post("/models", params={"input_shape": ["3x224x224"]}, content=stories.a_pt2())
+    problem = problem_of(wrong, 422, "invalid_request")
+    assert problem["errors"][0]["pointer"] == "/query/input_shape/0"
+    assert "`1,3,224,224`" in problem["errors"][0]["message"]
+    two = api.client.post("/models", params={"input_shape": ["1,3", "1,4"]}, content=stories.a_pt2())
+    assert problem_of(two, 422, "invalid_request")["errors"][0]["pointer"] == "/query/input_shape"
+
+
 def test_a_rejected_upload_says_why_and_what_to_do(api: Api) -> None:
     network_id = stories.upload_network(api.client)
     stories.inspect_next(api.service.database, None)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from models.events import ENGINE_EVENT, FailedEvent
-from models.messages import CompressRequest, InputFile
+from models.messages import CompressRequest, NetworkFile
 from models.spec import Spec
 from models.tables import Network
 from tests.e2e.jobs import write_network
@@ -50,7 +50,7 @@ def test_a_job_that_writes_more_than_it_may_fails_with_a_full_disk(tmp_path: Pat
     root = tmp_path / "run"
     (root / "job").mkdir(parents=True)
     request = CompressRequest(
-        network=InputFile(path=write_network("densenet", root)),
+        network=NetworkFile(path=write_network("densenet", root)),
         spec=Spec.model_validate({"model": "net", "steps": [{"step": "prune", "amount": {"channels": 0.5}}]}),
         folder=root / "job",
     )

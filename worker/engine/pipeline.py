@@ -61,7 +61,7 @@ def compress(request: CompressRequest, emit: Callable[[EngineEvent], None]) -> N
     with run.timed("inspect"):
         subject = _read(request, run)
     dataset_sha256 = request.dataset.digest() if request.dataset else None
-    keys = checkpoint_keys(request.network.digest(), dataset_sha256, run.spec)
+    keys = checkpoint_keys(request.network.identity(), dataset_sha256, run.spec)
 
     run.phase(Phase.BASELINE)
     run.share(2.0, 3.0)

@@ -1,0 +1,54 @@
+"""What a person says about a network's file where the file itself leaves it open."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+_INPUT_SHAPE = re.compile(r"(?:(?P<name>.+):)?(?P<sizes>[0-9]{1,8}(?:,[0-9]{1,8}){0,7})", re.DOTALL)
+
+
+def _readable(text: str) -> str:
+    match = _INPUT_SHAPE.fullmatch(text)
+    if match is None or 0 in map(int, match["sizes"].split(",")):
+        raise ValueError("write the sizes with the batch first, as `1,3,224,224`, or `name:1,3,224,224`")
+    return text
+
+
+InputShape = Annotated[str, Field(max_length=600), AfterValidator(_readable)]
+"""`1,3,224,224` for the only input, else `name:1,3,224,224`. The first size is the batch, which stays free."""
+
+
+def _one_for_each(shapes: tuple[str, ...]) -> tuple[str, ...]:
+    names = [name for name, _ in map(parse_input_shape, shapes)]
+    if len(names) > 1 and None in names:
+        raise ValueError("with more than one shape each names its input: `name:1,3,224,224`")
+    if len(set(names)) != len(names):
+        raise ValueError("give each input one shape")
+    return shapes
+
+
+InputShapes = Annotated[tuple[InputShape, ...], Field(max_length=64), AfterValidator(_one_for_each)]
+
+
+def parse_input_shape(text: str) -> tuple[str | None, tuple[int, ...]]:
+    """The input's name, where one is given, and its sizes with the batch."""
+    name, _, sizes = text.rpartition(":")
+    return name or None, tuple(map(int, sizes.split(",")))
+
+
+class ReadOptions(BaseModel):
+    """How to read a network's file. Stored with the network: its inspection and its jobs read it the same way."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    input_shape: InputShapes = ()
+
+    def identify(self, sha256: str) -> str:
+        """A digest (64 hex digits) of the network as it is read: of its bytes alone where nothing was said."""
+        if self == ReadOptions():
+            return sha256
+        return hashlib.sha256(f"{sha256} {self.model_dump_json(exclude_defaults=True)}".encode()).hexdigest()
