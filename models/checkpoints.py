@@ -17,7 +17,7 @@ def code_version() -> str:
     """SHA-256 over the engine's source and the spec's: a changed engine never resumes what an older one saved."""
     digest = hashlib.sha256()
     engine = _SOURCES / "worker" / "engine"
-    for path in [*sorted(engine.rglob("*.py")), _SOURCES / "models" / "spec.py"]:
+    for path in [*sorted(engine.rglob("*.py")), *sorted((_SOURCES / "models").glob("spec*.py"))]:
         body = path.read_bytes()
         digest.update(f"{path.relative_to(_SOURCES).as_posix()} {len(body)}\n".encode())
         digest.update(body)

@@ -4,23 +4,38 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-Fraction = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
-Glob = Annotated[str, Field(min_length=1, max_length=200)]
+from models.spec_prune import Amount, PruneStep
+from models.spec_train import Distill, FinetuneStep
+from models.spec_types import LayerChoice, Strict
+
+__all__ = [
+    "Amount",
+    "Data",
+    "Device",
+    "Distill",
+    "ExportFormat",
+    "FinetuneStep",
+    "LayerChoice",
+    "Limits",
+    "Metric",
+    "PruneStep",
+    "QuantizeStep",
+    "Require",
+    "Spec",
+    "Step",
+    "Strict",
+    "Task",
+    "Transform",
+]
+
 Task = Literal["classification", "multilabel", "regression", "segmentation", "none"]
 Metric = Literal[
     "accuracy", "top5_accuracy", "macro_f1", "micro_f1", "mae", "rmse", "mean_iou", "pixel_accuracy", "agreement"
 ]
 Device = Literal["auto", "cpu", "cuda"]
 ExportFormat = Literal["onnx", "pt2"]
-
-
-class Strict(BaseModel):
-    """Frozen, and refuses what it does not know."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Transform(Strict):
@@ -57,82 +72,6 @@ class Data(Strict):
     output: str | None = Field(default=None, description="Name of the output that counts when there are several.")
 
 
-class LayerChoice(Strict):
-    """An exception for the layers whose names match a glob."""
-
-    match: Glob
-    skip: Literal[True]
-
-
-class Amount(Strict):
-    """The fraction removed, of exactly one quantity."""
-
-    channels: Fraction | None = None
-    parameters: Fraction | None = None
-    macs: Fraction | None = None
-
-    @model_validator(mode="after")
-    def _exactly_one(self) -> Amount:
-        if sum(value is not None for value in (self.channels, self.parameters, self.macs)) != 1:
-            raise ValueError("give exactly one of channels, parameters, macs")
-        return self
-
-    @property
-    def quantity(self) -> Literal["channels", "parameters", "macs"]:
-        return "channels" if self.channels is not None else "parameters" if self.parameters is not None else "macs"
-
-    @property
-    def fraction(self) -> float:
-        value: float = getattr(self, self.quantity)
-        return value
-
-
-class PruneStep(Strict):
-    """Remove whole channels, so that tensors really shrink."""
-
-    step: Literal["prune"]
-    structure: Literal["channels"] = "channels"
-    criterion: Literal["l1", "l2", "random"] = "l2"
-    scope: Literal["global", "layer"] = Field(
-        default="global", description="One ranking over the network, or the same fraction of every group."
-    )
-    amount: Amount
-    round_to: Annotated[int, Field(ge=1, le=128)] = Field(
-        default=8, description="Channels that stay are a multiple of this; odd counts are slow on most hardware."
-    )
-    layers: Annotated[list[LayerChoice], Field(max_length=1000)] = []
-
-
-class Distill(Strict):
-    """Learn from the outputs of the original network (Hinton et al., 2015)."""
-
-    from_: Literal["original"] = Field(default="original", alias="from")
-    weight: Annotated[float, Field(ge=0, le=1)] = Field(
-        default=0.5, description='Share of the distillation loss when `"loss": "both"`.'
-    )
-    temperature: Annotated[float, Field(ge=1, le=100)] = 4.0
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", validate_by_alias=True, validate_by_name=True, serialize_by_alias=True
-    )
-
-
-class FinetuneStep(Strict):
-    """Train the network for a few epochs and keep the best checkpoint."""
-
-    step: Literal["finetune"]
-    epochs: Annotated[int, Field(ge=1, le=1000)] = 5
-    learning_rate: Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)] = Field(
-        default=5e-4, description="Peak of a one-cycle schedule: linear warm-up, then cosine to zero (AdamW)."
-    )
-    weight_decay: Annotated[float, Field(ge=0, le=1)] = 1e-4
-    batch_size: Annotated[int, Field(ge=1, le=4096)] = 64
-    loss: Literal["task", "distill", "both"] | None = Field(
-        default=None, description="Default: `both` with labels and a task, else `distill`."
-    )
-    distill: Distill = Distill()
-
-
 class QuantizeStep(Strict):
     """Make the weights and activations 8-bit integers (post-training, static, per output channel)."""
 
@@ -140,7 +79,7 @@ class QuantizeStep(Strict):
     scheme: Literal["int8"] = "int8"
     method: Literal["ptq"] = "ptq"
     calibration_samples: Annotated[int, Field(ge=1, le=100_000)] = 256
-    layers: Annotated[list[LayerChoice], Field(max_length=1000)] = []
+    layers: Annotated[list[LayerChoice], Field(max_length=1000)] = Field(default=[])
 
 
 Step = Annotated[PruneStep | FinetuneStep | QuantizeStep, Field(discriminator="step")]
@@ -178,14 +117,16 @@ class Spec(Strict):
     data: Data | None = None
     preset: str | None = Field(default=None, description="A named list of steps; see `/presets`.")
     steps: Annotated[list[Step], Field(min_length=1, max_length=32)] | None = None
-    export: Annotated[list[ExportFormat], Field(min_length=1), AfterValidator(_distinct)] = ["onnx", "pt2"]
+    export: Annotated[list[ExportFormat], Field(min_length=1), AfterValidator(_distinct)] = Field(
+        default=["onnx", "pt2"]
+    )
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
     device: Device = "auto"
     require: Require | None = None
     limits: Limits = Limits()
     metadata: Annotated[
         dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=50)
-    ] = {}
+    ] = Field(default={})
 
     @model_validator(mode="before")
     @classmethod
