@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+from models.criteria import CRITERIA
+from models.criterion_rules import check_batch_norm, check_gradients
 from models.data_rules import check_data, effective_task, output_that_counts, resolve_data
 from models.errors import FieldProblem
 from models.inspection import DatasetInspection, LayerInfo, NetworkInspection
@@ -62,6 +64,8 @@ def check(spec: Spec, network: NetworkInspection, dataset: DatasetInspection | N
                 problems += _check_prune(step, network, pointer, first=first)
             case FinetuneStep():
                 problems += _check_finetune(spec, network, dataset, step, pointer)
+                field = f"{pointer}/criterion" if spec.steps is not None else pointer
+                problems += check_gradients(spec, network, step.criterion, field)
             case QuantizeStep():
                 problems += _check_quantize(step, network, pointer)
     if spec.require is not None and spec.data is None:
@@ -81,10 +85,7 @@ def resolve(spec: Spec, network: NetworkInspection, dataset: DatasetInspection |
         data = resolve_data(spec.data, network, dataset)
         task = data.task or "none"
     learnt = "distill" if task == "none" else "both"
-    steps: list[Step] = [
-        step.model_copy(update={"loss": learnt}) if isinstance(step, FinetuneStep) and step.loss is None else step
-        for step in steps_of(spec)
-    ]
+    steps = [_filled_in(step, learnt) for step in steps_of(spec)]
     return spec.model_copy(update={"preset": None, "steps": steps, "data": data})
 
 
@@ -94,6 +95,14 @@ def steps_of(spec: Spec) -> list[Step]:
         return spec.steps
     preset = PRESETS.get(spec.preset or "")
     return preset.steps if preset is not None else []
+
+def _filled_in(step: Step, learnt: str) -> Step:
+    if isinstance(step, FinetuneStep) and step.loss is None:
+        return step.model_copy(update={"loss": learnt})
+    if isinstance(step, PruneStep) and step.normalize is None:
+        return step.model_copy(update={"normalize": CRITERIA[step.criterion].normalize})
+    return step
+
 
 
 def _check_order(steps: Sequence[Step], index: int, pointer: str) -> Iterable[FieldProblem]:
@@ -144,6 +153,10 @@ def _check_prune(step: PruneStep, network: NetworkInspection, pointer: str, *, f
             f"of {step.round_to}. Lower `round_to`."
         )
         yield FieldProblem(pointer=f"{pointer}/round_to", message=message)
+    bare = list(check_batch_norm(network, free, step.criterion, step.scope, f"{pointer}/criterion"))
+    yield from bare
+    if bare:
+        return
         return
     units = sum(group.units for group in free)
     if step.amount.channels is not None and step.amount.channels * units < 1:

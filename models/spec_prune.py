@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from models.criteria import Aggregate, Normalize, NormalizeOver, UnitCriterion
 from models.spec_types import Fraction, LayerChoice, Strict
 
 
@@ -37,7 +38,19 @@ class PruneStep(Strict):
 
     step: Literal["prune"]
     structure: Literal["channels"] = "channels"
-    criterion: Literal["l1", "l2", "random"] = "l2"
+    criterion: UnitCriterion = Field(default="l2", description="What makes a channel matter; the least goes first.")
+    aggregate: Aggregate = Field(default="mean", description="A channel's score from those of its parameters.")
+    normalize: Normalize | None = Field(
+        default=None,
+        description="What scores are divided by, so that they can be compared: their mean, sum or maximum over the "
+        "channels of a group; `standard`: mean 0 and deviation 1. Default: what is usual for the criterion.",
+    )
+    normalize_over: NormalizeOver = Field(
+        default="parameters", description="Normalize each parameter's scores, or the group's once they are aggregated."
+    )
+    samples: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+        default=512, description="Training samples whose gradients are taken; only where the criterion needs any."
+    )
     scope: Literal["global", "layer"] = Field(
         default="global", description="One ranking over the network, or the same fraction of every group."
     )

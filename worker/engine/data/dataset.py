@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -61,8 +61,12 @@ class Split:
 
     def sample(self, count: int, seed: int) -> Batch:
         """`count` samples drawn without repetition (all of them when there are fewer), in one batch."""
+        return self._read(self.drawn(count, seed).rows)
+
+    def drawn(self, count: int, seed: int) -> Split:
+        """`count` samples drawn without repetition (all of them when there are fewer), unread."""
         generator = torch.Generator().manual_seed(seed)
-        return self._read(self.rows[torch.randperm(len(self.rows), generator=generator)[:count].numpy()])
+        return replace(self, rows=self.rows[torch.randperm(len(self.rows), generator=generator)[:count].numpy()])
 
     def labels(self) -> Tensor | None:
         """All labels of this split, in order."""

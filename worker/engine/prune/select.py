@@ -15,7 +15,7 @@ from models.spec import Amount
 from worker.engine.graph.channels import Channels, Group
 from worker.engine.graph.cost import macs_after, parameters_after
 from worker.engine.graph.cut import Cut
-from worker.engine.prune.criteria import Scores
+from worker.engine.score.slices import Scores
 
 NEAR = 0.02
 """How far the fraction reached may be from the one asked for before it is called a miss."""

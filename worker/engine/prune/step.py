@@ -10,16 +10,19 @@ from typing import Any
 
 from torch import Tensor, fx
 
+from models.criteria import CRITERIA
 from models.errors import Code, Failure
 from models.spec import PruneStep
 from models.statuses import Phase
 from worker.engine.graph.channels import Channels, Group, analyse
 from worker.engine.graph.cut import cut
 from worker.engine.graph.maskcheck import TOLERANCE, prove
-from worker.engine.prune.criteria import score
 from worker.engine.prune.select import Candidate, Selection, select
 from worker.engine.run import Run
 from worker.engine.subject import Record, Subject
+from worker.engine.score.gradients import Gradients
+from worker.engine.score.groups import score_groups
+from worker.engine.score.units import Scoring, unscorable
 
 
 def run(subject: Subject, step: PruneStep, run: Run) -> dict[str, Any]:
@@ -30,10 +33,13 @@ def run(subject: Subject, step: PruneStep, run: Run) -> dict[str, Any]:
     """
     run.phase(Phase.PRUNING)
     inputs = _inputs(subject)
+    subject.graph.to(run.device)
     channels = analyse(subject.graph, inputs)
-    groups = _not_skipped(channels, step)
+    groups, left_alone = _scorable(channels, _not_skipped(channels, step), step)
+    scoring = _scoring(step)
     seed = run.spec.seed + (run.step_index or 0)
-    candidates = [Candidate.of(group, score(channels, group, step.criterion, seed), step.round_to) for group in groups]
+    scores, gradients = score_groups(subject, run, channels, [(group, scoring) for group in groups], step.samples, seed)
+    candidates = [Candidate.of(group, own, step.round_to) for group, own in zip(groups, scores, strict=True)]
     if not any(len(candidate.choices) > 1 for candidate in candidates):
         raise Failure(
             Code.NOTHING_TO_PRUNE,
@@ -57,7 +63,8 @@ def run(subject: Subject, step: PruneStep, run: Run) -> dict[str, Any]:
             f"Asked to remove {step.amount.fraction:.1%} of the {step.amount.quantity}, removed "
             f"{selection.reached:.1%}: {selection.why}.",
         )
-    return _details(step, candidates, selection, difference)
+    details = _details(step, candidates, selection, difference)
+    return details | _how_scored(scoring, gradients) | {"left_alone": left_alone}
 
 
 def replay(subject: Subject, record: Record) -> None:
@@ -92,6 +99,37 @@ def _not_skipped(channels: Channels, step: PruneStep) -> list[Group]:
 
 def _skipped(layer: str, step: PruneStep) -> bool:
     return any(fnmatchcase(layer, choice.match) for choice in step.layers)
+
+def _scoring(step: PruneStep) -> Scoring:
+    normalize = step.normalize or CRITERIA[step.criterion].normalize
+    return Scoring(step.criterion, step.aggregate, normalize, step.normalize_over)
+
+
+def _scorable(channels: Channels, groups: Sequence[Group], step: PruneStep) -> tuple[list[Group], list[dict[str, str]]]:
+    """Groups that the criterion can rank, and why it cannot the others: one ranking passes those over, while the same
+    fraction of every group cannot be had without them."""
+    reasons = {group.id: reason for group in groups if (reason := unscorable(channels, group, step.criterion))}
+    left = [group for group in groups if group.id not in reasons]
+    if not left or (reasons and step.scope == "layer"):
+        what = "; ".join(f"{name} {reason}" for name, reason in list(reasons.items())[:5])
+        remedy = 'use another criterion, such as "l2"'
+        if left:
+            remedy += ', skip their layers, or use `"scope": "global"`, which leaves them alone'
+        raise Failure(
+            Code.NOTHING_TO_PRUNE, f"There are groups of channels that cannot be ranked: {what}. To go on, {remedy}."
+        )
+    return left, [{"id": name, "reason": reason} for name, reason in reasons.items()]
+
+
+def _how_scored(scoring: Scoring, gradients: Gradients | None) -> dict[str, Any]:
+    return {
+        "criterion": scoring.criterion,
+        "aggregate": scoring.aggregate,
+        "normalize": scoring.normalize,
+        "normalize_over": scoring.over,
+        "gradients": None if gradients is None else {"loss": gradients.loss, "samples": gradients.samples},
+    }
+
 
 
 def _cut_and_prove(

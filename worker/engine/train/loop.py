@@ -7,9 +7,8 @@ epoch take part in that contest, so the result is never judged worse than the st
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -22,6 +21,7 @@ from worker.engine.subject import StepState
 from worker.engine.train.state import Position, capture, copy_weights, device_of, load_weights, restore
 
 WARM_UP = 0.1
+from worker.engine.trainable import trainable
 """Share of all steps in which the learning rate rises."""
 LARGEST_GRADIENT = 1.0
 """Gradients are scaled down to this norm (Pascanu et al., 2013)."""
@@ -108,7 +108,7 @@ def train(
     Raises Failure: NOT_TRAINABLE when no gradient reaches a parameter, NAN_LOSS when the loss is not finite.
     """
     device = device_of(network)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), _trainable(network):
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), trainable(network):
         torch.manual_seed(plan.seed)
         order = torch.Generator().manual_seed(plan.seed)
         optimizer = _optimizer(network, plan)
@@ -205,21 +205,6 @@ def _optimizer(network: nn.Module, plan: Plan) -> torch.optim.Optimizer:
         ],
         lr=plan.learning_rate,
     )
-
-
-@contextlib.contextmanager
-def _trainable(network: nn.Module) -> Iterator[None]:
-    """Gradients on for every floating-point parameter inside the block; flags as before, and eval mode, after it."""
-    flags = {name: parameter.requires_grad for name, parameter in network.named_parameters()}
-    for parameter in network.parameters():
-        parameter.requires_grad_(parameter.is_floating_point())
-    try:
-        yield
-    finally:
-        network.eval()
-        for name, parameter in network.named_parameters():
-            parameter.grad = None
-            parameter.requires_grad_(flags[name])
 
 
 def _train_mode(network: nn.Module, *, alone: bool) -> None:

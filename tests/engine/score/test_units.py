@@ -13,7 +13,7 @@ from torch import nn
 from tests.engine.subjects import lifted, subject_of
 from tests.networks import NETWORKS
 from worker.engine.graph.channels import Channels, Group, analyse
-from worker.engine.prune.criteria import score
+from worker.engine.score.units import Scoring, unit_scores
 
 
 def two_layers(folder: Path) -> tuple[Channels, Group]:
@@ -32,13 +32,13 @@ def two_layers(folder: Path) -> tuple[Channels, Group]:
 def test_l2_is_the_mean_of_each_parameters_norms_over_their_mean(tmp_path: Path) -> None:
     rows, columns = np.array([5.0, 10.0, 5.0]), np.array([1.0, 2.0, 6.0])
     expected = (rows / rows.mean() + columns / columns.mean()) / 2
-    np.testing.assert_allclose(score(*two_layers(tmp_path), "l2", seed=0), expected)
+    np.testing.assert_allclose(unit_scores(*two_layers(tmp_path), Scoring("l2"), seed=0), expected)
 
 
 def test_l1_adds_magnitudes(tmp_path: Path) -> None:
     rows, columns = np.array([7.0, 14.0, 5.0]), np.array([1.0, 2.0, 6.0])
     expected = (rows / rows.mean() + columns / columns.mean()) / 2
-    np.testing.assert_allclose(score(*two_layers(tmp_path), "l1", seed=0), expected)
+    np.testing.assert_allclose(unit_scores(*two_layers(tmp_path), Scoring("l1"), seed=0), expected)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "vit", "lstm", "two_towers"])
@@ -46,7 +46,7 @@ def test_l1_adds_magnitudes(tmp_path: Path) -> None:
 def test_every_group_has_mean_score_one(name: str, criterion: str) -> None:
     channels = analyse(subject_of(name).graph, NETWORKS[name]()[1])
     for group in channels.groups:
-        assert score(channels, group, criterion, seed=0).mean() == pytest.approx(1.0)  # type: ignore[arg-type]
+        assert unit_scores(channels, group, Scoring(criterion), seed=0).mean() == pytest.approx(1.0)  # type: ignore[arg-type]
 
 
 def test_a_head_is_scored_by_all_its_rows() -> None:
@@ -56,16 +56,16 @@ def test_a_head_is_scored_by_all_its_rows() -> None:
     rows = weights["blocks.0.attn.qkv.weight"].detach().double().reshape(3, 4, 12, 48).pow(2).sum((0, 2, 3)).sqrt()
     columns = weights["blocks.0.attn.proj.weight"].detach().double().reshape(48, 4, 12).pow(2).sum((0, 2)).sqrt()
     expected = (rows / rows.mean() + columns / columns.mean()) / 2
-    np.testing.assert_allclose(score(channels, group, "l2", seed=0), expected.numpy())
+    np.testing.assert_allclose(unit_scores(channels, group, Scoring("l2"), seed=0), expected.numpy())
 
 
 def test_random_scores_depend_on_the_seed_alone() -> None:
     channels = analyse(subject_of("resnet18").graph, NETWORKS["resnet18"]()[1])
     first, second = channels.groups[:2]
-    drawn = score(channels, first, "random", seed=7)
-    np.testing.assert_array_equal(drawn, score(channels, first, "random", seed=7))
-    assert not np.array_equal(drawn, score(channels, first, "random", seed=8))
-    assert not np.array_equal(drawn, score(channels, second, "random", seed=7))
+    drawn = unit_scores(channels, first, Scoring("random"), seed=7)
+    np.testing.assert_array_equal(drawn, unit_scores(channels, first, Scoring("random"), seed=7))
+    assert not np.array_equal(drawn, unit_scores(channels, first, Scoring("random"), seed=8))
+    assert not np.array_equal(drawn, unit_scores(channels, second, Scoring("random"), seed=7))
     assert ((drawn >= 0) & (drawn < 1)).all()
 
 
@@ -76,4 +76,6 @@ def test_a_parameter_of_zeros_scores_nothing(tmp_path: Path) -> None:
         network[1].weight.zero_()
     x = torch.zeros(2, 2)
     channels = analyse(lifted(network, (x,), tmp_path).graph, (x,))
-    np.testing.assert_allclose(score(channels, channels.groups[0], "l2", seed=0), np.array([0.375, 0.75, 0.375]))
+    np.testing.assert_allclose(
+        unit_scores(channels, channels.groups[0], Scoring("l2"), seed=0), np.array([0.375, 0.75, 0.375])
+    )

@@ -1,0 +1,64 @@
+"""What a criterion must be given, known before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+from models.criteria import CRITERIA, UnitCriterion, needs_gradients
+from models.errors import FieldProblem
+from models.inspection import GroupInfo, NetworkInspection
+from models.spec import Spec
+
+ANOTHER = "use a criterion that reads weights alone, such as `l2`"
+
+
+def check_gradients(
+    spec: Spec, network: NetworkInspection, criterion: UnitCriterion, pointer: str
+) -> Iterable[FieldProblem]:
+    """A criterion that reads gradients needs samples, and a network whose output has any."""
+    if not needs_gradients(criterion):
+        return
+    if spec.data is None:
+        message = (
+            f"The criterion {criterion!r} needs data to take gradients from; labels are not needed. Upload some "
+            f'(`POST /datasets`) and give `"data": {{"dataset": "dat_…"}}`, or {ANOTHER}.'
+        )
+        yield FieldProblem(pointer=pointer, message=message, allowed=_without_gradients())
+    elif not any("float" in output.dtype for output in network.outputs):
+        message = (
+            f"No output of the network is floating-point, so the criterion {criterion!r} has no gradient to go by: "
+            f"export the network without the argmax at its end, or {ANOTHER}."
+        )
+        yield FieldProblem(pointer=pointer, message=message, allowed=_without_gradients())
+
+
+def check_batch_norm(
+    network: NetworkInspection,
+    groups: Sequence[GroupInfo],
+    criterion: UnitCriterion,
+    scope: Literal["global", "layer"],
+    pointer: str,
+) -> Iterable[FieldProblem]:
+    """`bn_gamma` needs a BatchNorm in one of `groups`; in each of them where every group loses the same fraction."""
+    if CRITERIA[criterion].needs != "batch_norm":
+        return
+    scaled = {layer.name for layer in network.layers if layer.kind.startswith("BatchNorm")}
+    bare = [group for group in groups if not scaled.intersection(group.layers)]
+    if len(bare) == len(groups):
+        message = (
+            f"The criterion {criterion!r} ranks channels by the scale of their BatchNorm, and no group that may shrink "
+            f"has one (an exporter may have folded them into the convolutions): {ANOTHER}."
+        )
+        yield FieldProblem(pointer=pointer, message=message)
+    elif bare and scope == "layer":
+        names = ", ".join(group.id for group in bare[:5])
+        message = (
+            f"The criterion {criterion!r} ranks channels by the scale of their BatchNorm, and these groups have none: "
+            f'{names}. Skip their layers, use `"scope": "global"`, which leaves them alone, or {ANOTHER}.'
+        )
+        yield FieldProblem(pointer=pointer, message=message)
+
+
+def _without_gradients() -> list[str]:
+    return [name for name in CRITERIA if not needs_gradients(name)]

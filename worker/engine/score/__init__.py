@@ -1,0 +1,1 @@
+"""Scores: how much a weight, or all that goes with a channel, matters."""
