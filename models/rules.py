@@ -61,11 +61,11 @@ def check(spec: Spec, network: NetworkInspection, dataset: DatasetInspection | N
         match step:
             case PruneStep():
                 first = not any(isinstance(earlier, PruneStep) for earlier in steps[:index])
+                field = f"{pointer}/criterion" if spec.steps is not None else pointer
+                problems += check_gradients(spec, network, step.criterion, field)
                 problems += _check_prune(step, network, pointer, first=first)
             case FinetuneStep():
                 problems += _check_finetune(spec, network, dataset, step, pointer)
-                field = f"{pointer}/criterion" if spec.steps is not None else pointer
-                problems += check_gradients(spec, network, step.criterion, field)
             case QuantizeStep():
                 problems += _check_quantize(step, network, pointer)
     if spec.require is not None and spec.data is None:
@@ -89,13 +89,6 @@ def resolve(spec: Spec, network: NetworkInspection, dataset: DatasetInspection |
     return spec.model_copy(update={"preset": None, "steps": steps, "data": data})
 
 
-def steps_of(spec: Spec) -> list[Step]:
-    """The steps asked for, or the preset's; none for a preset that does not exist."""
-    if spec.steps is not None:
-        return spec.steps
-    preset = PRESETS.get(spec.preset or "")
-    return preset.steps if preset is not None else []
-
 def _filled_in(step: Step, learnt: str) -> Step:
     if isinstance(step, FinetuneStep) and step.loss is None:
         return step.model_copy(update={"loss": learnt})
@@ -103,6 +96,13 @@ def _filled_in(step: Step, learnt: str) -> Step:
         return step.model_copy(update={"normalize": CRITERIA[step.criterion].normalize})
     return step
 
+
+def steps_of(spec: Spec) -> list[Step]:
+    """The steps asked for, or the preset's; none for a preset that does not exist."""
+    if spec.steps is not None:
+        return spec.steps
+    preset = PRESETS.get(spec.preset or "")
+    return preset.steps if preset is not None else []
 
 
 def _check_order(steps: Sequence[Step], index: int, pointer: str) -> Iterable[FieldProblem]:
@@ -146,6 +146,10 @@ def _check_prune(step: PruneStep, network: NetworkInspection, pointer: str, *, f
         message = "Every group of channels has a layer that is skipped, so nothing would be removed: skip fewer."
         yield FieldProblem(pointer=f"{pointer}/layers", message=message)
         return
+    bare = list(check_batch_norm(network, free, step.criterion, step.scope, f"{pointer}/criterion"))
+    yield from bare
+    if bare:
+        return
     widest = max(max([group.units, *(widths.get(name, 0) for name in group.layers)]) for group in free)
     if widest <= step.round_to:
         message = (
@@ -153,10 +157,6 @@ def _check_prune(step: PruneStep, network: NetworkInspection, pointer: str, *, f
             f"of {step.round_to}. Lower `round_to`."
         )
         yield FieldProblem(pointer=f"{pointer}/round_to", message=message)
-    bare = list(check_batch_norm(network, free, step.criterion, step.scope, f"{pointer}/criterion"))
-    yield from bare
-    if bare:
-        return
         return
     units = sum(group.units for group in free)
     if step.amount.channels is not None and step.amount.channels * units < 1:

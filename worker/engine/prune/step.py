@@ -19,10 +19,10 @@ from worker.engine.graph.cut import cut
 from worker.engine.graph.maskcheck import TOLERANCE, prove
 from worker.engine.prune.select import Candidate, Selection, select
 from worker.engine.run import Run
-from worker.engine.subject import Record, Subject
 from worker.engine.score.gradients import Gradients
 from worker.engine.score.groups import score_groups
 from worker.engine.score.units import Scoring, unscorable
+from worker.engine.subject import Record, Subject
 
 
 def run(subject: Subject, step: PruneStep, run: Run) -> dict[str, Any]:
@@ -32,8 +32,8 @@ def run(subject: Subject, step: PruneStep, run: Run) -> dict[str, Any]:
     masked one.
     """
     run.phase(Phase.PRUNING)
-    inputs = _inputs(subject)
     subject.graph.to(run.device)
+    inputs = _inputs(subject)
     channels = analyse(subject.graph, inputs)
     groups, left_alone = _scorable(channels, _not_skipped(channels, step), step)
     scoring = _scoring(step)
@@ -97,9 +97,6 @@ def _not_skipped(channels: Channels, step: PruneStep) -> list[Group]:
     return left
 
 
-def _skipped(layer: str, step: PruneStep) -> bool:
-    return any(fnmatchcase(layer, choice.match) for choice in step.layers)
-
 def _scoring(step: PruneStep) -> Scoring:
     normalize = step.normalize or CRITERIA[step.criterion].normalize
     return Scoring(step.criterion, step.aggregate, normalize, step.normalize_over)
@@ -130,6 +127,9 @@ def _how_scored(scoring: Scoring, gradients: Gradients | None) -> dict[str, Any]
         "gradients": None if gradients is None else {"loss": gradients.loss, "samples": gradients.samples},
     }
 
+
+def _skipped(layer: str, step: PruneStep) -> bool:
+    return any(fnmatchcase(layer, choice.match) for choice in step.layers)
 
 
 def _cut_and_prove(

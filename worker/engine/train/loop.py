@@ -19,9 +19,9 @@ from models.errors import Code, Failure
 from worker.engine.data.dataset import Batch, Split
 from worker.engine.subject import StepState
 from worker.engine.train.state import Position, capture, copy_weights, device_of, load_weights, restore
+from worker.engine.trainable import trainable
 
 WARM_UP = 0.1
-from worker.engine.trainable import trainable
 """Share of all steps in which the learning rate rises."""
 LARGEST_GRADIENT = 1.0
 """Gradients are scaled down to this norm (Pascanu et al., 2013)."""
