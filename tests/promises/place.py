@@ -150,7 +150,10 @@ class Place:
 
     def started(self, job_id: str, attempt: int = 1) -> float:
         """When this attempt was claimed."""
-        return next(at for status, number, at in self.moments(job_id) if (status, number) == ("running", attempt))
+        moments = self.moments(job_id)
+        starts = [at for status, number, at in moments if (status, number) == ("running", attempt)]
+        assert starts, f"attempt {attempt} never ran: {moments}"
+        return starts[0]
 
     def died(self, job_id: str) -> list[float]:
         """When engines of this job said that they die."""

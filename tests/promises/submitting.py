@@ -159,5 +159,8 @@ def broker_forgets(place: Place, injections: int) -> Outcome:
         place.account(partial, jobs[-2:])
         outcome.lost += partial.lost
         outcome.duplicated += partial.duplicated
+        if not partial.holds:
+            outcome.broken.append(f"after {number} times: {[place.moments(job_id) for job_id in jobs[-2:]]}")
+            continue
         outcome.seconds.append(max(place.started(job_id) for job_id in jobs[-2:]) - forgot)
     return outcome
