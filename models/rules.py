@@ -17,7 +17,8 @@ from models.data_rules import check_data, effective_task, output_that_counts, re
 from models.errors import FieldProblem
 from models.inspection import DatasetInspection, LayerInfo, NetworkInspection
 from models.presets import PRESETS
-from models.spec import FinetuneStep, LayerChoice, PruneStep, QuantizeStep, Spec, Step
+from models.sparsify_rules import check_cut_of_a_pattern, check_sparsify
+from models.spec import FinetuneStep, LayerChoice, LayerSparsity, PruneStep, QuantizeStep, SparsifyStep, Spec, Step
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,12 @@ class StepRule:
     data_for: str | None
 
 
+_FLOATS = frozenset({"prune", "sparsify", "finetune"})
 FOLLOWS: dict[str, StepRule] = {
-    "prune": StepRule(after=frozenset({"prune", "finetune"}), data_for=None),
-    "finetune": StepRule(after=frozenset({"prune", "finetune"}), data_for="to train on"),
-    "quantize": StepRule(after=frozenset({"prune", "finetune"}), data_for="to calibrate with"),
+    "prune": StepRule(after=_FLOATS, data_for=None),
+    "sparsify": StepRule(after=_FLOATS, data_for=None),
+    "finetune": StepRule(after=_FLOATS, data_for="to train on"),
+    "quantize": StepRule(after=_FLOATS, data_for="to calibrate with"),
 }
 """One row a step. Integers can be neither cut nor trained, so nothing follows `quantize`."""
 
@@ -64,6 +67,12 @@ def check(spec: Spec, network: NetworkInspection, dataset: DatasetInspection | N
                 field = f"{pointer}/criterion" if spec.steps is not None else pointer
                 problems += check_gradients(spec, network, step.criterion, field)
                 problems += _check_prune(step, network, pointer, first=first)
+                problems += check_cut_of_a_pattern(steps[:index], pointer)
+            case SparsifyStep():
+                unmatched = list(_check_globs(step.layers, network.layers, pointer))
+                problems += unmatched or check_sparsify(step, steps[:index], network, pointer)
+                for where, criterion in step.criteria().items():
+                    problems += check_gradients(spec, network, criterion, f"{pointer}{where}")
             case FinetuneStep():
                 problems += _check_finetune(spec, network, dataset, step, pointer)
             case QuantizeStep():
@@ -198,7 +207,9 @@ def _check_quantize(step: QuantizeStep, network: NetworkInspection, pointer: str
         yield FieldProblem(pointer=f"{pointer}/layers", message=message)
 
 
-def _check_globs(choices: Sequence[LayerChoice], layers: Sequence[LayerInfo], pointer: str) -> Iterable[FieldProblem]:
+def _check_globs(
+    choices: Sequence[LayerChoice | LayerSparsity], layers: Sequence[LayerInfo], pointer: str
+) -> Iterable[FieldProblem]:
     names = [layer.name for layer in layers]
     for index, choice in enumerate(choices):
         if not any(fnmatchcase(name, choice.match) for name in names):

@@ -7,22 +7,27 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from models.spec_prune import Amount, PruneStep
+from models.spec_sparsify import Blocks, LayerSparsity, NOfM, SparsifyStep
 from models.spec_train import Distill, FinetuneStep
 from models.spec_types import LayerChoice, Strict
 
 __all__ = [
     "Amount",
+    "Blocks",
     "Data",
     "Device",
     "Distill",
     "ExportFormat",
     "FinetuneStep",
     "LayerChoice",
+    "LayerSparsity",
     "Limits",
     "Metric",
+    "NOfM",
     "PruneStep",
     "QuantizeStep",
     "Require",
+    "SparsifyStep",
     "Spec",
     "Step",
     "Strict",
@@ -82,7 +87,7 @@ class QuantizeStep(Strict):
     layers: Annotated[list[LayerChoice], Field(max_length=1000)] = Field(default=[])
 
 
-Step = Annotated[PruneStep | FinetuneStep | QuantizeStep, Field(discriminator="step")]
+Step = Annotated[PruneStep | SparsifyStep | FinetuneStep | QuantizeStep, Field(discriminator="step")]
 
 
 class Limits(Strict):

@@ -220,7 +220,9 @@ class Capabilities(_View):
 
     steps: list[str]
     structures: list[str]
-    criteria: list[str]
+    criteria: list[str] = Field(description="Of `prune`: how channels are ranked.")
+    weight_criteria: list[str] = Field(description="Of `sparsify`: how weights are ranked.")
+    patterns: list[str] = Field(description="Of `sparsify`: which weights go together.")
     scopes: list[str]
     amounts: list[str]
     losses: list[str]

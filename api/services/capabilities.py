@@ -11,9 +11,21 @@ from api.deps import MAX_ITEMS, MAX_WAIT_SECONDS, Service
 from api.services.devices import live
 from api.services.resumable import max_size_bytes
 from api.strict_json import MAX_JSON_BYTES
+from models.criteria import WEIGHT_CRITERIA
 from models.inspection import DatasetInspection, NetworkInspection
 from models.messages import DEVICE_CLASSES
-from models.spec import Amount, ExportFormat, FinetuneStep, Metric, PruneStep, QuantizeStep, Task
+from models.spec import (
+    Amount,
+    Blocks,
+    ExportFormat,
+    FinetuneStep,
+    Metric,
+    NOfM,
+    PruneStep,
+    QuantizeStep,
+    SparsifyStep,
+    Task,
+)
 from models.tables import Worker
 from models.views import Capabilities, DeviceView, LimitsView
 
@@ -55,11 +67,13 @@ def capabilities(service: Service) -> Capabilities:
         alive = live(session, service.settings)
     classes = sorted({worker.device_class for worker in alive if worker.device_class})
     settings = service.settings
-    steps = (PruneStep, FinetuneStep, QuantizeStep)
+    steps = (PruneStep, SparsifyStep, FinetuneStep, QuantizeStep)
     return Capabilities(
         steps=[choice for step in steps for choice in _field(step, "step")],
         structures=_field(PruneStep, "structure"),
         criteria=_field(PruneStep, "criterion"),
+        weight_criteria=list(WEIGHT_CRITERIA),
+        patterns=["weights", *NOfM.model_fields, *Blocks.model_fields],
         scopes=_field(PruneStep, "scope"),
         amounts=list(Amount.model_fields),
         losses=_field(FinetuneStep, "loss"),

@@ -19,11 +19,17 @@ from models.report import StepReport
 from worker.engine.prune.step import replay as replay_prune
 from worker.engine.quantize.step import replay as replay_quantize
 from worker.engine.run import Run
+from worker.engine.sparsify.step import replay as replay_sparsify
 from worker.engine.subject import Record, StepState, Subject
 from worker.engine.train.step import replay as replay_finetune
 
 _FORMAT = "modelpress-checkpoint-2"
-REPLAY = {"prune": replay_prune, "finetune": replay_finetune, "quantize": replay_quantize}
+REPLAY = {
+    "prune": replay_prune,
+    "sparsify": replay_sparsify,
+    "finetune": replay_finetune,
+    "quantize": replay_quantize,
+}
 _REPORTS = TypeAdapter(list[StepReport])
 _NETWORK = "network."
 """How `StepState` names the weights that are the subject's own."""

@@ -16,7 +16,7 @@ from models.events import EngineEvent, FinishedEvent, StepEvent
 from models.messages import CompressRequest
 from models.report import Measurement, StepReport
 from models.rules import check, resolve
-from models.spec import FinetuneStep, PruneStep, QuantizeStep
+from models.spec import FinetuneStep, PruneStep, QuantizeStep, SparsifyStep
 from models.statuses import Phase
 from worker.engine.assess import assess, deciding
 from worker.engine.checkpoint import Checkpoints, restore_checkpoint
@@ -31,17 +31,19 @@ from worker.engine.measure.metrics import at_chance
 from worker.engine.prune.step import run as prune
 from worker.engine.quantize.step import run as quantize
 from worker.engine.run import Run
+from worker.engine.sparsify.step import run as sparsify
 from worker.engine.subject import StepState, Subject
 from worker.engine.train.step import run as finetune
 
 STEPS: dict[type, Callable[[Subject, Any, Run], dict[str, Any]]] = {
     PruneStep: prune,
+    SparsifyStep: sparsify,
     FinetuneStep: finetune,
     QuantizeStep: quantize,
 }
 """The code of each step of `models/spec.py`."""
 
-_WEIGHTS = {"prune": 1.0, "finetune": 12.0, "quantize": 2.0}
+_WEIGHTS = {"prune": 1.0, "sparsify": 1.0, "finetune": 12.0, "quantize": 2.0}
 """How long steps take relative to one another, for the progress bar."""
 
 _STEPS_START, _STEPS_END = 5.0, 75.0

@@ -43,6 +43,8 @@ class Subject:
     `renames` maps parameter names of the uploaded file to names in `graph`, where they differ.
     `quantization` is set by the quantize step: which values of `graph` (then folded, its weights on their 8-bit
     grid) are integers, and how.
+    `masks` are the weights that stay zero: by the name of a parameter of `graph` a bool tensor of its shape, true where
+    it may be anything. Whatever changes weights leaves the others zero; whatever changes shapes changes the masks too.
     """
 
     graph: fx.GraphModule
@@ -51,6 +53,7 @@ class Subject:
     outputs: tuple[TensorInfo, ...]
     records: list[Record] = field(default_factory=list)
     quantization: Quantization | None = None
+    masks: dict[str, Tensor] = field(default_factory=dict)
     renames: dict[str, str] = field(default_factory=dict)
 
     @classmethod

@@ -87,12 +87,12 @@ def _cut_tensors(plan: Cut) -> None:
         tensor = getattr(owner, leaf)
         originals.append(tensor)
         if id(tensor) not in done:
-            done[id(tensor)] = _smaller(tensor, axes, plan)
+            done[id(tensor)] = smaller(tensor, axes, plan)
         if done[id(tensor)] is not tensor:
             setattr(owner, leaf, done[id(tensor)])
 
 
-def _smaller(tensor: Tensor, axes: Axes, plan: Cut) -> Tensor:
+def smaller(tensor: Tensor, axes: Axes, plan: Cut) -> Tensor:
     if not any(plan.shrinks(axis) for axis in axes):
         return tensor
     smaller = tensor.detach()

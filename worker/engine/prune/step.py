@@ -17,6 +17,7 @@ from models.statuses import Phase
 from worker.engine.graph.channels import Channels, Group, analyse
 from worker.engine.graph.cut import cut
 from worker.engine.graph.maskcheck import TOLERANCE, prove
+from worker.engine.masks import cut_masks
 from worker.engine.prune.select import Candidate, Selection, select
 from worker.engine.run import Run
 from worker.engine.score.gradients import Gradients
@@ -69,7 +70,9 @@ def run(subject: Subject, step: PruneStep, run: Run) -> dict[str, Any]:
 
 def replay(subject: Subject, record: Record) -> None:
     """Repeat a cut on an equal graph; nothing is scored or checked again."""
-    cut(analyse(subject.graph, _inputs(subject)), record.tensors["removed"].tolist())
+    channels, removed = analyse(subject.graph, _inputs(subject)), record.tensors["removed"].tolist()
+    subject.masks = cut_masks(subject.masks, channels, removed)
+    cut(channels, removed)
 
 
 def _inputs(subject: Subject) -> tuple[Tensor, ...]:
@@ -147,6 +150,7 @@ def _cut_and_prove(
             f"by {difference:.1e} of their size, {TOLERANCE:.0e} is allowed. Skip its layers and report this network.",
             where=group,
         )
+    subject.masks = cut_masks(subject.masks, channels, selection.removed)
     return removed, difference
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from models.errors import Code, Failure
 from worker.engine.data.dataset import Batch, Split
+from worker.engine.masks import Masks, mask_gradients, mask_weights
 from worker.engine.subject import StepState
 from worker.engine.train.state import Position, capture, copy_weights, device_of, load_weights, restore
 from worker.engine.trainable import trainable
@@ -97,6 +99,7 @@ def train(
     state_due: Callable[[], bool] = lambda: False,
     out_of_time: Callable[[], bool] = lambda: False,
     resume: StepState | None = None,
+    masks: Masks = MappingProxyType({}),
 ) -> Log:
     """Train `network` in place and leave the best weights in it, in eval mode.
 
@@ -104,7 +107,7 @@ def train(
     the whole run that is done, several times an epoch. After each batch `state_due` is asked: where it says so,
     `on_state` gets a state, and `resume` takes one: what follows is then bit for bit what would have followed. Once
     `out_of_time` says so the epoch ends there, is judged as any other, and is the last. On a CPU the same seed gives
-    the same weights.
+    the same weights. What `masks` hold at zero stays exactly zero.
     Raises Failure: NOT_TRAINABLE when no gradient reaches a parameter, NAN_LOSS when the loss is not finite.
     """
     device = device_of(network)
@@ -128,7 +131,7 @@ def train(
         while at.epoch <= plan.epochs and not log.cut_short:
             order.set_state(at.order)
             at = _one_epoch(
-                network, samples, loss_of, optimizer, order, plan, at, on_progress, after_batch, out_of_time
+                network, samples, loss_of, optimizer, order, plan, at, on_progress, after_batch, out_of_time, masks
             )
             if at.samples > 0:
                 line = Epoch(at.epoch, at.mean_loss(), judge())
@@ -161,6 +164,7 @@ def _one_epoch(
     on_progress: Callable[[float, int], None],
     after_batch: Callable[[Position], None],
     out_of_time: Callable[[], bool],
+    masks: Masks,
 ) -> Position:
     """Train from `start` to the end of its epoch, or until `out_of_time`; where it stopped comes back."""
     device = device_of(network)
@@ -181,8 +185,10 @@ def _one_epoch(
             raise Failure(Code.NOT_TRAINABLE, "No gradient reaches the network's parameters from the loss.")
         optimizer.zero_grad()
         torch.autograd.backward(loss)
+        mask_gradients(network, masks)
         nn.utils.clip_grad_norm_(parameters, LARGEST_GRADIENT)
         optimizer.step()
+        mask_weights(network, masks)
         total += loss.detach() * len(batch)
         seen += len(batch)
         if step % max(1, steps // REPORTS_PER_EPOCH) == 0 or step == steps - 1:

@@ -75,6 +75,7 @@ def run(subject: Subject, step: FinetuneStep, run: Run) -> dict[str, Any]:
             state_due=run.interrupts.state_due,
             out_of_time=run.interrupts.out_of_time,
             resume=run.state,
+            masks={name: mask.to(run.device) for name, mask in subject.masks.items()},
         )
     details = _details(log, kind, data.metric, len(data.train))
     if log.best == 0:
