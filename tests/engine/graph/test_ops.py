@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import operator
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -110,7 +111,7 @@ def test_what_an_elementwise_operator_brings_together_goes_together(name: str) -
 def test_a_reduction_runs_over_the_channels_that_stay(name: str, over_channels: bool) -> None:
     sketch, target = Sketch(), target_of(name)
     value, whole = sketch.layer("a"), name in ("mean.default", "sum.default")
-    takes_one = name == "prod.dim_int"
+    takes_one = name in ("prod.dim_int", "any.dim")
     dim: Any = 1 if over_channels else [2, 3]
     if whole:
         reduced = sketch.call(target, value)
@@ -127,7 +128,7 @@ def test_a_reduction_runs_over_the_channels_that_stay(name: str, over_channels: 
 
 @pytest.mark.parametrize("name", rows_of(reduce.pool1d, reduce.pool2d, reduce.pool3d))
 def test_pooling_passes_channels(name: str) -> None:
-    sketch, value, spatial = Sketch(), None, int(name.split("d.")[0][-1])
+    sketch, value, spatial = Sketch(), None, int(re.findall(r"\d(?=d)", name)[0])
     value = sketch.layer("a")
     if spatial == 1:
         value = sketch.call(aten.reshape.default, value, [2, 8, 36])
@@ -140,7 +141,7 @@ def test_pooling_passes_channels(name: str) -> None:
     else:
         size = [2] * spatial if spatial < 3 else [1, 2, 2]
         value = sketch.call(target_of(name), value, size)
-        if name.startswith("adaptive_max"):
+        if name.startswith("adaptive_max") or "with_indices" in name:
             value = sketch.graph.call_function(operator.getitem, (value, 0))
     value = sketch.call(aten.flatten.using_ints, value, 1)
     assert [len(group.units) for group in halve_and_check(sketch.finish(value, flat=True)).groups] == [8]

@@ -43,6 +43,19 @@ def lift(program: Program) -> Subject:
     return subject
 
 
+def compose(graph: fx.Graph) -> None:
+    """Put what they were decomposed from in the place of core ATen operators."""
+    composed = False
+    for node in list(graph.nodes):
+        if isinstance(node.target, OpOverload):
+            rule = OPS[operator_name(node.target)].compose
+            if rule is not None:
+                rule(node)
+                composed = True
+    if composed:
+        remove_dead_code(graph)
+
+
 def operator_name(overload: OpOverload) -> str:
     """`conv2d.default`, as the registry has it."""
     return f"{overload.overloadpacket.__name__}.{overload._overloadname}"

@@ -76,9 +76,11 @@ class GraphBuilder:
         self._bind(name, node)
         return node
 
-    def tensor(self, name: str, target: str) -> None:
+    def tensor(self, name: str, target: str, tensor: Tensor) -> None:
         """Let `name` stand for the parameter, buffer or constant `target`."""
-        self._bind(name, self.graph.get_attr(target))
+        node = self.graph.get_attr(target)
+        node.meta.update(shape=list(tensor.shape), dtype=tensor.dtype)
+        self._bind(name, node)
 
     def body(self, graph: schema.Graph, depth: int = 0) -> None:
         """Append every node of `graph`."""
@@ -228,8 +230,8 @@ class GraphBuilder:
             self._bind_tensor(outputs[0].value.name, made)
         elif returns == ["List[Tensor]"] and kinds == ["as_tensors"]:
             self._bind_items(made, [item.name for item in outputs[0].value])
-        elif len(returns) > 1 and set(returns) == {"Tensor"} and kinds == ["as_tensor"] * len(returns):
-            self._bind_items(made, [output.value.name for output in outputs])
+        elif 1 < len(returns) == len(kinds) and {"as_tensor"} <= set(kinds):
+            self._bind_items(made, [output.value.name if output.kind == "as_tensor" else None for output in outputs])
         elif returns == ["int"] and len(kinds) == 1 and kinds[0] in ("as_sym_int", "as_sym_float", "as_sym_bool"):
             if outputs[0].value.kind != "as_name":
                 raise rejected(f"the result of {made.name} has no name")
@@ -244,10 +246,12 @@ class GraphBuilder:
             _describe(node, meta)
         self._bind(name, node)
 
-    def _bind_items(self, made: fx.Node, names: list[str]) -> None:
+    def _bind_items(self, made: fx.Node, names: list[str | None]) -> None:
+        """A result without a name is one that no network of ours uses, such as the state of a random generator."""
         made.meta["several"] = True
         for index, name in enumerate(names):
-            self._bind_tensor(name, self.graph.call_function(operator.getitem, (made, index)))
+            if name is not None:
+                self._bind_tensor(name, self.graph.call_function(operator.getitem, (made, index)))
 
     def _inline(self, node: schema.Node, depth: int) -> None:
         """Put the sub-graph of a no_grad or disabled-autocast region in place of the region."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from models.errors import Code, Failure
 from models.formats import HEAD_BYTES, identify_network_archive, sniff_network
 from models.inspection import Notice, TensorInfo
+from worker.engine.graph.lift import compose
 from worker.engine.ingest import schema
 from worker.engine.ingest.archive import FORMAT, GRAPH, MAXIMUM_JSON_BYTES, Archive
 from worker.engine.ingest.names import safe_name, safe_names
@@ -61,6 +62,7 @@ def _assemble(module: schema.GraphModule, tensors: Tensors) -> Program:
     if parse_treespec(call.in_spec, "inputs").leaves != len([s for s in module.signature.input_specs if _is_user(s)]):
         raise rejected("the structure of the inputs does not match their number")
     outputs = _outputs(module, builder, parse_treespec(call.out_spec, "outputs"), {info.name for info in inputs})
+    compose(builder.graph)
     values = {names[name]: tensor for name, tensor in tensors.values.items()}
     _check_parameters(values, frozenset(names[name] for name in tensors.parameters), warnings)
     return Program(
@@ -100,7 +102,7 @@ def _inputs(
                 raise rejected(f"the network uses the tensor {shown(name)}, which the file does not hold")
             if spec.buffer is not None:
                 buffers.add(name)
-            builder.tensor(spec.value.arg.name, names[name])
+            builder.tensor(spec.value.arg.name, names[name], tensors.values[name])
     if not infos:
         raise rejected("the network has no tensor input")
     return tuple(infos), buffers, warnings

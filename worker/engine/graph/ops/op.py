@@ -17,8 +17,9 @@ from worker.engine.graph.ops.sizing import Remaining, Sizing
 class Op:
     """An ATen overload a network may contain, such as `conv2d.default`.
 
-    `layer` lifts a node to an `nn` module; `channels` propagates labels (without one the inputs freeze);
-    `rewrite` mends the node's constants after a cut; `cost` counts multiply-accumulates (without one: zero).
+    `compose` puts the operator it was decomposed from in a node's place when the network is read; `layer` lifts a node
+    to an `nn` module; `channels` propagates labels (without one the inputs freeze); `rewrite` mends the node's
+    constants after a cut; `cost` counts multiply-accumulates (without one: zero).
     """
 
     name: str
@@ -26,3 +27,4 @@ class Op:
     channels: Callable[[Call], Value] | None = None
     rewrite: Callable[[fx.Node, Remaining], None] | None = None
     cost: Callable[[fx.Node, Sizing], int] | None = None
+    compose: Callable[[fx.Node], None] | None = None
