@@ -9,5 +9,5 @@ from tests.architectures.sequence import SEQUENCE
 ARCHITECTURES: Registry = {**CONVOLUTIONAL, **SEQUENCE}
 SAMPLE = ("resnet18", "mobilenetv3_small", "vit_tiny", "bert")
 """The few that every run of the tests takes."""
-FUSED = frozenset[str]()
+FUSED = frozenset({"conformer", "detr", "transformer", "transformer_norm_first"})
 """Those that run a fused kernel as modules and its parts once exported, which round in another order."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import logging
 import warnings
@@ -42,7 +43,7 @@ def export_onnx(graph: fx.GraphModule, subject: Subject, path: Path) -> None:
     with _quiet():
         try:
             program = torch.onnx.export(
-                graph.to("cpu").eval(),
+                _with_attention_in_order(graph.to("cpu").eval()),
                 inputs,
                 dynamo=True,
                 verbose=False,
@@ -68,6 +69,18 @@ def export_onnx(graph: fx.GraphModule, subject: Subject, path: Path) -> None:
     _strip(model)
     _name_batch(model.graph)
     onnx.save_model(model, path)
+
+
+def _with_attention_in_order(graph: fx.GraphModule) -> fx.GraphModule:
+    """The exporter takes the layout of attention's result from one kernel and then views it as another one gave it,
+    which fails. A copy in plain order, which is no operator of the file, leaves nothing to guess."""
+    plain = copy.deepcopy(graph.graph)
+    for node in plain.find_nodes(op="call_function", target=torch.ops.aten.scaled_dot_product_attention.default):
+        with plain.inserting_after(node):
+            ordered = plain.call_function(torch.ops.aten.clone.default, (node,))
+        node.replace_all_uses_with(ordered, delete_user_cb=lambda user, ordered=ordered: user is not ordered)
+        ordered.kwargs = {"memory_format": torch.contiguous_format}
+    return fx.GraphModule(graph, plain)
 
 
 _op: Any = opset18

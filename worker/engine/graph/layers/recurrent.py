@@ -29,18 +29,31 @@ def lift_rnn_tanh(lifter: Lifter, node: fx.Node, arguments: Arguments) -> bool:
     return _lift(lifter, node, arguments, nn.RNN, 1)
 
 
+def lift_rnn_relu(lifter: Lifter, node: fx.Node, arguments: Arguments) -> bool:
+    return _lift(lifter, node, arguments, nn.RNN, 1, nonlinearity="relu")
+
+
 def _lift(
-    lifter: Lifter, node: fx.Node, arguments: Arguments, kind: type[nn.LSTM | nn.GRU | nn.RNN], gates: int
+    lifter: Lifter,
+    node: fx.Node,
+    arguments: Arguments,
+    kind: type[nn.LSTM | nn.GRU | nn.RNN],
+    gates: int,
+    **settings: Any,
 ) -> bool:
-    """A start state of zeros is left to the module. An LSTM with projections stays an ATen call."""
+    """A start state of zeros is left to the module."""
     weights = [lifter.parameter(value) for value in arguments["params"]]
     layers, directions = arguments["num_layers"], 2 if arguments["bidirectional"] else 1
-    names = _names(layers, directions, arguments["has_biases"])
+    projected = len(weights) == layers * directions * (5 if arguments["has_biases"] else 3)
+    names = _names(layers, directions, arguments["has_biases"], projected)
     if any(weight is None for weight in weights) or len(weights) != len(names):
         return False
-    first = weights[0]
+    first, second = weights[:2]
     assert first is not None
+    assert second is not None
     inner, hidden = first.shape[1], first.shape[0] // gates
+    if projected:
+        settings["proj_size"] = second.shape[1]
 
     def make() -> nn.Module:
         module = kind(
@@ -52,20 +65,22 @@ def _lift(
             dropout=arguments["dropout"] if layers > 1 else 0.0,
             bidirectional=directions == 2,
             device="meta",
+            **settings,
         )
         for name, weight in zip(names, weights, strict=True):
             setattr(module, name, weight)
         return module
 
-    configuration = (kind, layers, directions, arguments["batch_first"], arguments["dropout"], arguments["has_biases"])
+    flags = (arguments["batch_first"], arguments["dropout"], arguments["has_biases"])
+    configuration = (kind, layers, directions, *flags, *settings.items())
     name = lifter.module(node, arguments["params"][0], weights, configuration, make)
     call = lifter.call(node, name, arguments["input"], *_start(arguments["hx"]))
     _hand_over_results(lifter, node, call, kind is nn.LSTM)
     return True
 
 
-def _names(layers: int, directions: int, biases: bool) -> list[str]:
-    kinds = ("weight_ih", "weight_hh", *(("bias_ih", "bias_hh") if biases else ()))
+def _names(layers: int, directions: int, biases: bool, projected: bool) -> list[str]:
+    kinds = ("weight_ih", "weight_hh", *(("bias_ih", "bias_hh") if biases else ()), *(("weight_hr",) * projected))
     suffixes = ("", "_reverse")[:directions]
     return [f"{kind}_l{layer}{suffix}" for layer in range(layers) for suffix in suffixes for kind in kinds]
 

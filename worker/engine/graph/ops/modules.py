@@ -146,30 +146,32 @@ def _unchanged(call: Call, _: nn.Module) -> Axes:
 
 
 def _recurrent(call: Call, module: nn.RNNBase) -> Value:
-    """Hidden labels are tiled over the gates. An `nn` module has one hidden size, so all its layers and directions
-    are tied."""
-    if module.proj_size:
-        raise Refusal("projects its hidden state")
+    """Hidden labels are tiled over the gates; the state has labels of its own where it is projected. An `nn` module has
+    one hidden size, so all its layers and directions are tied."""
     axes, features = call.operand("input"), call.operand("input")[-1]
     hidden = call.labels.fresh(module.hidden_size)
+    state = call.labels.fresh(module.proj_size) if module.proj_size else hidden
     directions = 2 if module.bidirectional else 1
     gates = _GATES[type(module)]
     for suffix in _recurrent_suffixes(module):
         call.tie(_needed(call.parameter(f"weight_ih{suffix}"))[1], features)
-        call.tie(_needed(call.parameter(f"weight_hh{suffix}"))[1], hidden)
+        call.tie(_needed(call.parameter(f"weight_hh{suffix}"))[1], state)
         for leaf in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
             if (values := call.parameter(leaf + suffix)) is not None:
                 call.tie(values[0], np.tile(hidden, gates))
+        if (projection := call.parameter(f"weight_hr{suffix}")) is not None:
+            call.tie(projection[0], state)
+            call.tie(projection[1], hidden)
         if suffix.endswith("_reverse") or not module.bidirectional:
-            features = np.tile(hidden, directions)
-    state = call.arguments.get("hx")
-    names = call.operands("hx") if isinstance(state, (tuple, list)) else [call.optional("hx")]
-    for given in names:
-        if given is not None:
-            call.tie(given[-1], hidden)
-    result: Axes = [*axes[:-1], np.tile(hidden, directions)]
-    final: Axes = [*[None] * (len(axes) - 1), hidden]
-    return (result, (final, list(final)) if isinstance(module, nn.LSTM) else final)
+            features = np.tile(state, directions)
+    given = call.arguments.get("hx")
+    starts = call.operands("hx") if isinstance(given, (tuple, list)) else [call.optional("hx")]
+    for start, own in zip(starts, (state, hidden), strict=False):
+        if start is not None:
+            call.tie(start[-1], own)
+    result: Axes = [*axes[:-1], np.tile(state, directions)]
+    final, cell = ([*[None] * (len(axes) - 1), own] for own in (state, hidden))
+    return (result, (final, cell) if isinstance(module, nn.LSTM) else final)
 
 
 def _recurrent_suffixes(module: nn.RNNBase) -> list[str]:
@@ -179,18 +181,20 @@ def _recurrent_suffixes(module: nn.RNNBase) -> list[str]:
 
 def _resize_recurrent(module: Any, node: fx.Node, remaining: Remaining) -> None:
     module.input_size = module.weight_ih_l0.shape[1]
-    module.hidden_size = module.weight_hh_l0.shape[1]
+    module.hidden_size = module.weight_hh_l0.shape[0] // _GATES[type(module)]
+    if module.proj_size:
+        module.proj_size = module.weight_hh_l0.shape[1]
     module._init_flat_weights()
 
 
 def _recurrent_cost(node: fx.Node, module: nn.RNNBase, sizing: Sizing) -> int:
     steps = math.prod(sizing.sizes(_source(node))[:-1])
-    matrices = (f"{node.target}.{leaf}{suffix}" for suffix in _recurrent_suffixes(module) for leaf in _MATRICES)
+    leaves = ("weight_ih", "weight_hh", *(("weight_hr",) if module.proj_size else ()))
+    matrices = (f"{node.target}.{leaf}{suffix}" for suffix in _recurrent_suffixes(module) for leaf in leaves)
     return steps * sum(math.prod(sizing.parameter(name)) for name in matrices)
 
 
 _GATES: dict[type[nn.RNNBase], int] = {nn.LSTM: 4, nn.GRU: 3, nn.RNN: 1}
-_MATRICES = ("weight_ih", "weight_hh")
 _CONVOLUTION = ModuleRules(_convolution, _resize_convolution, _convolution_cost)
 _PER_CHANNEL = ModuleRules(_per_channel, _resize_per_channel)
 _LAST_DIMS = ModuleRules(_last_dims, _resize_last_dims)

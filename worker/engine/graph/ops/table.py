@@ -303,6 +303,7 @@ _ROWS = (
         rewrite=normalise.rewrite_last_dims,
     ),
     Op("rnn_relu.input", layer=recurrent.lift_rnn_relu),
+    Op("rnn_relu.input", layer=recurrent.lift_rnn_relu),
     Op("rnn_tanh.input", layer=recurrent.lift_rnn_tanh),
     Op("roll.default", channels=select.whole),
     Op("round.default", channels=elementwise.elementwise),
