@@ -1,11 +1,63 @@
-"""Convolutional classifiers."""
+"""Convolutional classifiers: ResNets and what grew out of them, and those from before."""
 
 from __future__ import annotations
 
-from tests.architectures.libraries import timm_network
+from tests.architectures.libraries import timm_network, torchvision_network
 from tests.architectures.registry import Registry
+
+SHALLOW = (1, 1, 1, 1)
 
 CONVOLUTIONAL: Registry = {
     "resnet18": lambda: timm_network("resnet18"),
-    "mobilenetv3_small": lambda: timm_network("mobilenetv3_small_050"),
+    "resnet50": lambda: timm_network("resnet50", layers=SHALLOW),
+    "resnet50_pooled_shortcut": lambda: timm_network("resnet50d", layers=SHALLOW),
+    "resnet_preactivated": lambda: timm_network("resnetv2_50", layers=SHALLOW),
+    "resnet_bit": lambda: timm_network("resnetv2_50x1_bit"),
+    "resnext50": lambda: timm_network("resnext50_32x4d", layers=SHALLOW),
+    "wide_resnet": lambda: timm_network("wide_resnet50_2", layers=SHALLOW),
+    "se_resnet": lambda: timm_network("seresnet18"),
+    "eca_resnet": lambda: timm_network("ecaresnet26t", layers=SHALLOW),
+    "sk_resnet": lambda: timm_network("skresnet18"),
+    "global_context_resnet": lambda: timm_network("gcresnet33ts"),
+    "resnest": lambda: timm_network("resnest14d"),
+    "res2net": lambda: timm_network("res2net50_26w_4s", layers=SHALLOW),
+    "resnet_blur_pool": lambda: timm_network("resnetblur18"),
+    "normalizer_free_resnet": lambda: timm_network("nf_resnet26"),
+    "normalizer_free_se_resnet": lambda: timm_network("nf_seresnet26"),
+    "nfnet": lambda: timm_network("test_nfnet"),
+    "eca_nfnet": lambda: timm_network("eca_nfnet_l0"),
+    "normalizer_free_regnet": lambda: timm_network("nf_regnet_b0"),
+    "regnet_x": lambda: timm_network("regnetx_002"),
+    "regnet_y": lambda: timm_network("regnety_002"),
+    "regnet_z": lambda: timm_network("regnetz_005"),
+    "vgg11": lambda: timm_network("vgg11", mlp_ratio=0.03),
+    "vgg16_batch_norm": lambda: timm_network("vgg16_bn", mlp_ratio=0.03),
+    "squeezenet": lambda: torchvision_network("squeezenet1_1"),
+    "googlenet": lambda: torchvision_network("googlenet", 96, init_weights=False, aux_logits=False),
+    "inception_v3": lambda: timm_network("inception_v3", 96),
+    "inception_v4": lambda: timm_network("inception_v4", 96),
+    "inception_resnet": lambda: timm_network("inception_resnet_v2", 96),
+    "densenet121": lambda: timm_network("densenet121", block_config=(2, 2, 2, 2)),
+    "densenet_blur": lambda: timm_network("densenetblur121d", block_config=(2, 2, 2, 2)),
+    "dual_path": lambda: timm_network("dpn48b"),
+    "hrnet": lambda: timm_network("hrnet_w18_small"),
+    "csp_resnet": lambda: timm_network("cspresnet50"),
+    "csp_darknet": lambda: timm_network("cspdarknet53"),
+    "cs3_darknet": lambda: timm_network("cs3darknet_s"),
+    "repvgg": lambda: timm_network("repvgg_a0"),
+    "dla": lambda: timm_network("dla46_c"),
+    "vovnet": lambda: timm_network("ese_vovnet19b_slim"),
+    "selecsls": lambda: timm_network("selecsls42"),
+    "xception": lambda: timm_network("xception41"),
+    "legacy_xception": lambda: timm_network("legacy_xception"),
+    "hgnet": lambda: timm_network("hgnetv2_b0"),
+    "tresnet": lambda: timm_network("tresnet_m"),
+    "convnext": lambda: timm_network("convnext_atto"),
+    "convnext_v2": lambda: timm_network("convnextv2_atto"),
+    "inception_next": lambda: timm_network("inception_next_atto"),
+    "mambaout": lambda: timm_network("mambaout_femto"),
+    "convmixer": lambda: timm_network("convmixer_768_32"),
+    "focalnet": lambda: timm_network("focalnet_tiny_srf"),
+    "poolformer": lambda: timm_network("poolformer_s12"),
+    "poolformer_v2": lambda: timm_network("poolformerv2_s12"),
 }

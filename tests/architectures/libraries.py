@@ -1,4 +1,4 @@
-"""What the families are built from: timm, and random inputs."""
+"""What the families are built from: timm, torchvision, and random inputs."""
 
 from __future__ import annotations
 
@@ -23,3 +23,17 @@ def timm_network(name: str, side: int = 64, **settings: Any) -> Example:
 
     module = timm.create_model(name, pretrained=False, num_classes=10, **settings)
     return randomised(module), (images(side),)
+
+
+def torchvision_network(name: str, side: int = 64, **settings: Any) -> Example:
+    """A network of torchvision by name, ten classes."""
+    return torchvision_on(name, (3, side, side), **settings)
+
+
+def torchvision_on(name: str, shape: tuple[int, ...], **settings: Any) -> Example:
+    """A network of torchvision by name, ten classes, for samples of that shape."""
+    torchvision_ops.declare()
+    import torchvision
+
+    module = torchvision.models.get_model(name, weights=None, num_classes=10, **settings)
+    return randomised(module), (torch.randn(2, *shape, generator=torch.Generator().manual_seed(1)),)

@@ -82,10 +82,10 @@ def _child(name: str, send: multiprocessing.connection.Connection) -> None:
 
 
 def _table(rows: list[Row]) -> Table:
-    table = Table()
-    table.add_column("network")
-    for heading in ("lifted", "left at 50 %", "prunable", "mask", "effect", "trains", ".pt2", "ONNX", "s"):
-        table.add_column(heading, justify="right")
+    table = Table(title="half of the channels of every group cut; differences are relative")
+    table.add_column("network", no_wrap=True)
+    for heading in ("lifted", "left", "prunable", "mask", "effect", "trains", ".pt2", "ONNX", "s"):
+        table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("what stays, and why", overflow="ellipsis", no_wrap=True)
     for row in rows:
         table.add_row(

@@ -33,6 +33,7 @@ BATCHES = (2, 3, 5)
 STEPS = 3
 VACUOUS = 1e-3
 ONNX_TOLERANCE = 1e-4
+BATCH_TOLERANCE = 1e-4
 FUSED_TOLERANCE = 1e-6
 TARGET_LEFT = 0.4
 
@@ -48,6 +49,7 @@ class Row:
     parameters: int | None = None
     parameters_left: float | None = None
     prunable_share: float | None = None
+    batch_difference: float | None = None
     losses: list[float] = field(default_factory=list)
     pt2_difference: float | None = None
     onnx_difference: float | None = None
@@ -67,6 +69,8 @@ class Row:
             found.append(f"cut, it is {self.mask_difference} off the masked one")
         if self.effect is None or not VACUOUS < self.effect < math.inf:
             found.append(f"what was removed changes the output by {self.effect} only")
+        if not within(self.batch_difference, BATCH_TOLERANCE):
+            found.append(f"cut, it gives samples that are {self.batch_difference} off in a larger batch")
         if not all(math.isfinite(loss) for loss in self.losses) or len(set(self.losses)) < STEPS + 1:
             found.append(f"it does not train: {self.losses}")
         if not within(self.pt2_difference, TOLERANCE):
@@ -106,6 +110,7 @@ def _conform(row: Row, build: Build, folder: Path) -> None:
     row.mask_difference = prove(before, channels, removed, subject.graph, args)
     with torch.no_grad():
         row.effect = difference(before(*args), subject.graph(*args))
+    row.batch_difference = _batch_difference(subject)
     row.losses = _train(subject.graph, args)
     _write_and_read(row, subject, folder)
 
@@ -114,6 +119,15 @@ def _lift_difference(module: nn.Module, subject: Subject, batch: int) -> float:
     inputs = subject.example_inputs(batch, seed=batch)
     with torch.no_grad():
         return difference(module(*inputs), subject.graph(*inputs))
+
+
+def _batch_difference(subject: Subject) -> float:
+    """The check of the cut ran on two samples: whether these come out the same among five."""
+    inputs = subject.example_inputs(5, seed=5)
+    with torch.no_grad():
+        together = tensors(subject.graph(*inputs))
+        alone = tensors(subject.graph(*(value[:2] for value in inputs)))
+    return max(_relative(first, second[:2]) for first, second in zip(alone, together, strict=True))
 
 
 def _prunable(channels: Channels) -> tuple[float, dict[str, int]]:
