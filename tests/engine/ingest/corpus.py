@@ -190,10 +190,6 @@ def integer_parameter(archive: Archive, canary: Path) -> None:
     weight_meta(dtype=2, sizes=sizes(2, 4), strides=sizes(4, 1), requires_grad=False)(archive, canary)
 
 
-def half_parameter(archive: Archive, canary: Path) -> None:
-    weight_meta(dtype=6, sizes=sizes(2, 4), strides=sizes(4, 1))(archive, canary)
-
-
 def missing_weight(archive: Archive, canary: Path) -> None:
     del archive.weights["config"]["fc.weight"]
 
@@ -412,7 +408,6 @@ CORPUS: tuple[Crafted, ...] = (
     Crafted("weight_path", Code.NETWORK_REJECTED, "no tensor file", weight_path),
     Crafted("missing_weight", Code.NETWORK_REJECTED, "does not hold", missing_weight),
     Crafted("integer_parameter", Code.NETWORK_REJECTED, "already quantized", integer_parameter),
-    Crafted("half_parameter", Code.NETWORK_REJECTED, "module.float()", half_parameter),
     Crafted("not_json", Code.NETWORK_REJECTED, "schema", document(b"{")),
     Crafted("not_text", Code.NETWORK_REJECTED, "schema", document(b"\xff\xfe\x00")),
     Crafted("other_json", Code.NETWORK_REJECTED, "schema", document(b"[1, 2]")),

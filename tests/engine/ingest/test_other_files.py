@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.errors import Code, Failure
-from tests.networks import export_pt2, lstm, resnet18, vgg
+from tests.networks import NETWORKS, export_pt2, lstm, resnet18, vgg
+from worker.engine.graph.lift import lift
 from worker.engine.ingest.read import read_network
 
 
@@ -114,19 +116,44 @@ def test_a_network_without_parameters_is_refused(tmp_path: Path) -> None:
     assert failure.code == Code.NOT_TRAINABLE
 
 
-def test_half_precision_parameters_are_refused_with_the_remedy(tmp_path: Path) -> None:
-    path = export_pt2(nn.Linear(4, 4).half(), (torch.randn(2, 4).half(),), tmp_path / "x.pt2")
-    assert "module.float()" in refusal(path).message
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_another_precision_is_compressed_in_float32_and_people_are_told(dtype: torch.dtype, tmp_path: Path) -> None:
+    class Casts(Drops):
+        def forward(self, x: Tensor) -> Tensor:
+            y = torch.zeros(4, dtype=dtype) + self.fc(x)
+            return torch.softmax(y.float(), 1).to(dtype) + torch.ones_like(y)
+
+    module = Casts().to(dtype)
+    single = copy.deepcopy(module).float()
+    program = read_network(export_pt2(module, (torch.randn(2, 4).to(dtype),), tmp_path / "x.pt2"))
+    assert [notice.code for notice in program.warnings] == ["converted_to_float32"]
+    assert str(dtype).removeprefix("torch.") in program.warnings[0].message
+    assert (program.inputs[0].dtype, program.outputs[0].dtype) == ("float32", "float32")
+    x = torch.randn(3, 4)
+    expected = torch.softmax(single.fc(x), 1) + 1
+    torch.testing.assert_close(lift(program).graph(x), expected)
 
 
-def test_a_region_under_autocast_is_refused(tmp_path: Path) -> None:
+def test_half_precision_keeps_tied_parameters_tied(tmp_path: Path) -> None:
+    module, args = NETWORKS["tied_language_model"]()
+    subject = lift(read_network(export_pt2(module.half(), args, tmp_path / "x.pt2")))
+    assert subject.graph.get_parameter("embedding.weight") is subject.graph.get_parameter("head.weight")
+
+
+def test_a_region_under_autocast_is_computed_in_float32_and_people_are_told(tmp_path: Path) -> None:
     class Mixed(Drops):
         def forward(self, x: Tensor) -> Tensor:
             with torch.autocast("cpu", torch.bfloat16):
                 y = self.fc(x)
+                y = self.fc(y) + y
             return y.float()
 
-    assert "autocast" in refusal(export_pt2(Mixed(), (torch.randn(2, 4),), tmp_path / "x.pt2")).message
+    module = Mixed()
+    program = read_network(export_pt2(module, (torch.randn(2, 4),), tmp_path / "x.pt2"))
+    assert [notice.code for notice in program.warnings] == ["autocast_left_out"]
+    x = torch.randn(3, 4)
+    y = module.fc(x)
+    torch.testing.assert_close(lift(program).graph(x), module.fc(y) + y)
 
 
 def _export_fixed(module: nn.Module, args: tuple[Tensor, ...], path: Path) -> Path:

@@ -62,17 +62,22 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 class GraphBuilder:
-    """Translates nodes; `values` maps the file's value names to nodes of `graph`."""
+    """Translates nodes; `values` maps the file's value names to nodes of `graph`, `notices` is what people are told.
 
-    def __init__(self) -> None:
+    What the file computes in one of the element types `widened` is computed in float32.
+    """
+
+    def __init__(self, widened: frozenset[torch.dtype] = frozenset()) -> None:
         self.graph = fx.Graph()
+        self.notices: list[Notice] = []
+        self._widened = widened
         self.values: dict[str, fx.Node] = {}
         self._tensor_values: dict[str, schema.TensorMeta] = {}
         self._count = 0
 
     def placeholder(self, name: str, meta: schema.TensorMeta) -> fx.Node:
         node = self.graph.placeholder(safe_name(name, "input"))
-        _describe(node, meta)
+        self._describe(node, meta)
         self._bind(name, node)
         return node
 
@@ -104,6 +109,14 @@ class GraphBuilder:
             raise rejected(f"an output is {argument.kind[3:]}, not a tensor; return tensors only")
         node: fx.Node = self._value(argument)
         return node
+
+    def _dtype(self, number: int) -> torch.dtype:
+        dtype: torch.dtype = _known(DTYPES, number, "element type")
+        return torch.float32 if dtype in self._widened else dtype
+
+    def _describe(self, node: fx.Node, meta: schema.TensorMeta) -> None:
+        node.meta["shape"] = [size.as_int for size in meta.sizes]
+        node.meta["dtype"] = self._dtype(meta.dtype)
 
     def _bind(self, name: str, node: fx.Node) -> None:
         if name in self.values:
@@ -153,7 +166,7 @@ class GraphBuilder:
                     raise rejected(f"the text argument {shown(value)} is none that an operator takes")
                 return value
             case "as_scalar_type":
-                return _known(DTYPES, value, "element type")
+                return self._dtype(value)
             case "as_memory_format":
                 return _known(_MEMORY_FORMATS, value, "memory format")
             case "as_layout":
@@ -243,7 +256,7 @@ class GraphBuilder:
     def _bind_tensor(self, name: str, node: fx.Node) -> None:
         meta = self._tensor_values.get(name)
         if meta is not None:
-            _describe(node, meta)
+            self._describe(node, meta)
         self._bind(name, node)
 
     def _bind_items(self, made: fx.Node, names: list[str | None]) -> None:
@@ -254,13 +267,13 @@ class GraphBuilder:
                 self._bind_tensor(name, self.graph.call_function(operator.getitem, (made, index)))
 
     def _inline(self, node: schema.Node, depth: int) -> None:
-        """Put the sub-graph of a no_grad or disabled-autocast region in place of the region."""
+        """Put the sub-graph of a no_grad or autocast region in place of the region."""
         position = REGIONS[node.target]
         arguments = [item.arg for item in node.inputs]
         if len(arguments) <= position or arguments[position].kind != "as_graph":
             raise rejected(f"{node.target} has no sub-graph where it must be")
         if "autocast" in node.target and (arguments[2].kind != "as_bool" or arguments[2].value):
-            raise rejected("the network runs a region under autocast; export it without autocast", layer_of(node))
+            self._tell_of_autocast()
         graph: schema.Graph = arguments[position].value.graph
         actual = [self._value(argument) for argument in arguments[position + 1 :]]
         if len(actual) != len(graph.inputs):
@@ -275,6 +288,12 @@ class GraphBuilder:
             raise rejected(f"the results of {node.target} are not those of its sub-graph")
         for name, result in zip(names, results, strict=True):
             self._bind(name, result)
+
+    def _tell_of_autocast(self) -> None:
+        message = "Regions under autocast are computed in float32, and exported so: run them under autocast again."
+        notice = Notice(code="autocast_left_out", message=message)
+        if notice not in self.notices:
+            self.notices.append(notice)
 
 
 def _result_name(argument: schema.Argument) -> str:
@@ -308,8 +327,3 @@ def symbol(size: schema.SymbolicInt) -> str | None:
     """The name of a size that is one bare symbol."""
     match = _SYMBOL.fullmatch(size.as_expr.expr_str) if size.as_expr else None
     return (match[1] or match[2]) if match else None
-
-
-def _describe(node: fx.Node, meta: schema.TensorMeta) -> None:
-    node.meta["shape"] = [size.as_int for size in meta.sizes]
-    node.meta["dtype"] = _known(DTYPES, meta.dtype, "element type")

@@ -14,11 +14,12 @@ from worker.engine.graph.lift import compose
 from worker.engine.ingest import schema
 from worker.engine.ingest.archive import FORMAT, GRAPH, MAXIMUM_JSON_BYTES, Archive
 from worker.engine.ingest.names import safe_name, safe_names
+from worker.engine.ingest.precision import in_single_precision, precision_notice
 from worker.engine.ingest.program import GraphBuilder, Program, dtype_name, symbol
 from worker.engine.ingest.rejected import bad_archive, rejected, shown
 from worker.engine.ingest.treespec import Tree, parse_treespec
 from worker.engine.ingest.trial import check_batch
-from worker.engine.ingest.weights import DTYPES, Tensors, read_tensors
+from worker.engine.ingest.weights import Tensors, read_tensors
 
 SCHEMA_MAJOR = 8
 
@@ -53,9 +54,11 @@ def read_network(path: Path) -> Program:
 
 def _assemble(module: schema.GraphModule, tensors: Tensors) -> Program:
     names = safe_names(list(tensors.values))
-    builder = GraphBuilder()
+    tensors, widened = in_single_precision(tensors)
+    builder = GraphBuilder(widened)
     inputs, buffers, warnings = _inputs(module, builder, tensors, names)
     builder.body(module.graph)
+    warnings += [*precision_notice(widened), *builder.notices]
     call = module.module_call_graph[0].signature
     if call is None:
         raise rejected("the file does not say how the network is called")
@@ -144,7 +147,7 @@ def _input(graph: schema.Graph, name: str, builder: GraphBuilder, warnings: list
     if any(size is not None and not 0 < size <= 2**31 for size in shape):
         raise rejected(f"the input {node.name} has the shape {shape}", node.name)
     node.meta["shape"] = shape
-    return TensorInfo(name=node.name, dtype=dtype_name(DTYPES[meta.dtype]), shape=shape)
+    return TensorInfo(name=node.name, dtype=dtype_name(node.meta["dtype"]), shape=shape)
 
 
 def _outputs(module: schema.GraphModule, builder: GraphBuilder, tree: Tree, taken: set[str]) -> tuple[TensorInfo, ...]:

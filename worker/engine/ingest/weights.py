@@ -140,10 +140,6 @@ def _parameter(name: str, tensor: Tensor, requires_grad: bool) -> nn.Parameter:
             "export the floating-point network",
             shown(name),
         )
-    if tensor.dtype != torch.float32:
-        raise rejected(
-            f"parameter {shown(name)} holds {_dtype_name(tensor)}; call `module.float()` before exporting", shown(name)
-        )
     return nn.Parameter(tensor, requires_grad=requires_grad)
 
 
