@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from celery import Celery
+from kombu.transport.redis import Channel
 
 from models.broker import celery_settings
 from models.messages import CONTROL_QUEUE, TASK_SWEEP, queue_of
@@ -28,6 +29,9 @@ def slots_for(kind: Kind) -> int:
 
 def celery_app(settings: Settings) -> Celery:
     """Threads, because each only watches a process of its own; with those, Celery's time limits are not needed."""
+    # A nudge that was in hand when the broker went away is sent again by the next sweep. kombu would put it back over
+    # the connection that is gone, which now and then ended the whole worker.
+    Channel.do_restore = False
     app = Celery("modelpress.worker", set_as_current=False)
     app.conf.update(celery_settings(settings.broker_url))
     sweep_seconds = settings.scaled(settings.sweep_seconds)

@@ -66,8 +66,11 @@ def _serve(service: WorkerService, kind: Kind) -> int:
         threading.Thread(target=_beat, args=(app,), name="beat", daemon=True).start()
     options = ["--pool=threads", f"--concurrency={slots_for(kind)}", f"--queues={queue_for(service.settings, kind)}"]
     quiet = ["--without-gossip", "--without-mingle", "--without-heartbeat", "--loglevel=INFO"]
-    code: int | None = app.worker_main(["--quiet", "worker", f"--hostname={service.id}@%h", *options, *quiet])
-    return code or 0
+    app.worker_main(["--quiet", "worker", f"--hostname={service.id}@%h", *options, *quiet])
+    if service.draining.is_set():
+        return 0
+    _logger.error("Celery ended, and nobody had asked for it. Start this worker again.")
+    return 1
 
 
 def _beat(app: Celery) -> None:

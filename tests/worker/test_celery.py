@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from pathlib import Path
 
@@ -50,4 +51,23 @@ def test_a_publish_to_a_broker_that_hangs_gives_up(valkey: Valkey) -> None:
             app.send_task(TASK_RUN_JOB, queue=queue_of("cpu"))
     finally:
         valkey.resume()
+        app.close()
+
+
+def test_a_nudge_in_hand_when_the_broker_dies_does_not_end_the_worker(valkey: Valkey) -> None:
+    app = celery_app(Settings(broker_url=valkey.url))
+    app.send_task(TASK_RUN_JOB, queue=queue_of("cpu"))
+    connection = app.connection_for_read()
+    in_hand = list[object]()
+    app.amqp.queues.select_add(queue_of("cpu"))
+    channel = connection.default_channel
+    app.amqp.TaskConsumer(channel, on_message=in_hand.append).consume()
+    connection.drain_events(timeout=5)
+    assert len(in_hand) == 1
+    valkey.stop(signal.SIGKILL)
+    try:
+        channel.connection.client = None  # as kombu leaves it when it had to close the transport first
+        channel.close()
+    finally:
+        valkey.start()
         app.close()
