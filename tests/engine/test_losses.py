@@ -163,3 +163,62 @@ def test_constant_outputs_have_a_scale() -> None:
         teacher = (torch.full((8, 2), value),)
         loss = objective("distill", teacher, task="none").loss((teacher[0] + 1.0,), teacher, None)
         assert math.isfinite(loss.item())
+
+
+def many(values: list[float], count: int = 40_000) -> Tensor:
+    """The same answer for `count` samples, so that one call draws that many targets."""
+    return torch.tensor(values).expand(count, len(values)).contiguous()
+
+
+def drawn_gradients(own: list[float], wanted: list[float], task: Task) -> tuple[Tensor, Tensor]:
+    """For each sample, the gradient of `sampled_loss` by its outputs; and that of the distillation loss."""
+    teacher = (many(wanted),)
+    learnt = objective_for("distill", task, 0, teacher, weight=1.0, temperature=1.0)
+    outputs = many(own).requires_grad_()
+    loss = learnt.sampled_loss((outputs,), teacher, torch.Generator().manual_seed(0))
+    (drawn,) = torch.autograd.grad(loss, outputs)
+    (whole,) = torch.autograd.grad(learnt.loss((outputs,), teacher, None), outputs)
+    return drawn * len(outputs), whole[0] * len(outputs)
+
+
+@pytest.mark.parametrize("task", ["classification", "none"])
+def test_sampled_targets_have_the_gradient_of_distillation_on_average(task: Task) -> None:
+    drawn, whole = drawn_gradients([0.5, -0.5, 1.0], [1.0, 0.0, -1.0], task)
+    # Divergences of numbers are half of the squared error that training minimises.
+    expected = whole if task == "classification" else whole / 2
+    torch.testing.assert_close(drawn.mean(0), expected, rtol=0.05, atol=0.01)
+
+
+def test_at_the_teachers_answer_their_squares_are_the_second_derivative() -> None:
+    probabilities = torch.tensor([1.0, 0.0, -1.0]).softmax(0)
+    drawn, whole = drawn_gradients([1.0, 0.0, -1.0], [1.0, 0.0, -1.0], "classification")
+    assert float(whole.abs().max()) < 1e-6
+    torch.testing.assert_close(drawn.square().mean(0), probabilities * (1 - probabilities), rtol=0.05, atol=0.0)
+    numbers, whole = drawn_gradients([1.0, 0.0, -1.0], [1.0, 0.0, -1.0], "none")
+    assert float(whole.abs().max()) < 1e-6
+    variance = 2 / 3  # Of 1, 0, -1; the loss is the mean over three outputs of (y - y0)² / (2 variance).
+    torch.testing.assert_close(numbers.square().mean(0), torch.full((3,), 1 / (3 * variance)), rtol=0.05, atol=0.0)
+
+
+def test_targets_of_several_outputs_are_drawn_so_that_their_squares_add_up() -> None:
+    first, second, whole_numbers = many([1.0, -1.0]), many([3.0, 1.0, 2.0]), torch.zeros(40_000, 1, dtype=torch.int64)
+    teacher = (first, whole_numbers, second)
+    learnt = objective_for("distill", "none", 0, teacher, weight=1.0, temperature=1.0)
+    outputs = (first.clone().requires_grad_(), whole_numbers, second.clone().requires_grad_())
+    loss = learnt.sampled_loss(outputs, teacher, torch.Generator().manual_seed(0))
+    drawn = torch.autograd.grad(loss, (outputs[0], outputs[2]))
+    squares = [(gradient * 40_000).square().mean(0) for gradient in drawn]
+    # The mean over two outputs of the mean over 2 or 3 numbers of (y - y0)² / (2 variance); variances 1 and 2/3.
+    torch.testing.assert_close(squares[0], torch.full((2,), 1 / (2 * 2)), rtol=0.05, atol=0.0)
+    torch.testing.assert_close(squares[1], torch.full((3,), 1 / (2 * 3 * (2 / 3))), rtol=0.05, atol=0.0)
+
+
+def test_the_same_generator_draws_the_same_targets() -> None:
+    teacher = (random(3, 5),)
+    for task in ("classification", "none"):
+        learnt = objective("distill", teacher, task)
+        first, second, third = (
+            learnt.sampled_loss((random(3, 5, seed=1),), teacher, torch.Generator().manual_seed(seed)).item()
+            for seed in (4, 4, 5)
+        )
+        assert first == second != third
