@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from models.errors import JobError
 from models.inspection import DatasetInspection, NetworkInspection, Notice
 from models.report import StepReport
+from models.spec import ExportFormat
 from models.statuses import JobStatus, Phase
 
 MAX_LINE_BYTES = 8 << 20
@@ -83,7 +84,7 @@ class ArtifactEvent(_Event):
 
     type: Literal["artifact"] = "artifact"
     name: str
-    kind: Literal["onnx", "pt2", "report", "spec"]
+    kind: ExportFormat | Literal["report", "spec"]
     content_type: str
     path: str
     partial: bool = False

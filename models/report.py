@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from models.inspection import Notice
+from models.spec import ExportFormat
 
 SCHEMA_VERSION = 1
 Cause = Literal["no_data", "no_labels", "no_such_device", "runtime_cannot_run_it", "not_measured_at_this_step"]
@@ -94,7 +95,7 @@ class Verification(_Frozen):
 class FilePair(_Frozen):
     """The original and the compressed network written to the same format and measured side by side."""
 
-    format: Literal["onnx", "pt2"]
+    format: ExportFormat
     original: Measurement
     compressed: Measurement
 

@@ -40,7 +40,7 @@ Metric = Literal[
     "accuracy", "top5_accuracy", "macro_f1", "micro_f1", "mae", "rmse", "mean_iou", "pixel_accuracy", "agreement"
 ]
 Device = Literal["auto", "cpu", "cuda"]
-ExportFormat = Literal["onnx", "pt2"]
+ExportFormat = Literal["onnx", "pt2", "safetensors"]
 
 
 class Transform(Strict):

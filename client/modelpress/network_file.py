@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import tempfile
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from torch import Tensor, fx, nn
 
     ExampleInputs = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
+
+
+ARCHIVE, PACKED = ".pt2", ".safetensors"
 
 
 @overload
@@ -73,34 +77,48 @@ def prepare(
 def load(folder: str | Path) -> nn.Module:
     """The network a job gave back, as an `nn.Module` that runs, trains and can be prepared and uploaded again.
 
-    `folder` is one filled by `job.download` or `modelpress fetch`, or a `.pt2` file in it. The file is checked against
-    the SHA-256 listed there and read with `torch.export.load`, which can run code: load only what came from a service
-    you trust, as you would import a package. `train()` and `eval()` work; parameters keep their original names. The
-    integer weights of a quantized network run but do not learn.
+    `folder` is one filled by `job.download` or `modelpress fetch`, or a `.pt2` or packed `.safetensors` file in it. The
+    file is checked against the SHA-256 listed there and read with `torch.export.load`, which can run code: load only
+    what came from a service you trust, as you would import a package. `train()` and `eval()` work; parameters keep
+    their original names. The integer weights of a quantized network run but do not learn, and training fills in what
+    was zero: to keep it so, train in a job.
 
     Raises DownloadError when there is no such file or it is not the one listed.
     """
     import torch
 
     file = _checked(Path(folder))
-    graph: fx.GraphModule = torch.export.load(file).module(check_guards=False)
+    source = _unpacked(file) if file.suffix == PACKED else file
+    graph: fx.GraphModule = torch.export.load(source).module(check_guards=False)
     graph.train = MethodType(_set_training, graph)  # type: ignore[method-assign]
     graph.eval = MethodType(_set_eval, graph)  # type: ignore[method-assign]
     return _set_eval(graph)
+
+
+def _unpacked(file: Path) -> io.BytesIO:
+    from modelpress.unpack import unpack
+
+    try:
+        return unpack(file)
+    except ValueError as error:
+        raise DownloadError(f"{file}: {error}.") from error
 
 
 def _checked(path: Path) -> Path:
     folder = path if path.is_dir() else path.parent
     try:
         listed = json.loads((folder / MANIFEST).read_text())["artifacts"]
-        digests = {entry["name"]: entry["sha256"] for entry in listed if entry["name"].endswith(".pt2")}
+        digests = {entry["name"]: entry["sha256"] for entry in listed if entry["name"].endswith((ARCHIVE, PACKED))}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DownloadError(f"{folder} has no {MANIFEST}: fetch the job again with `modelpress fetch`.") from error
     if path.is_dir():
-        if len(digests) != 1:
-            names = ", ".join(digests) or "none"
-            raise DownloadError(f"{folder} should list one .pt2 file and lists {names}; name the file to load.")
-        path = folder / next(iter(digests))
+        names = [name for name in digests if name.endswith(ARCHIVE)] or list(digests)
+        if len(names) != 1:
+            listed = ", ".join(names) or "none"
+            raise DownloadError(
+                f"{folder} should list one {ARCHIVE} or {PACKED} file and lists {listed}; name the file to load."
+            )
+        path = folder / names[0]
     if path.name not in digests:
         raise DownloadError(f"{path.name} is not listed in {folder / MANIFEST}.")
     if not path.is_file() or sha256_of(path) != digests[path.name]:

@@ -19,23 +19,26 @@ from models.spec import ExportFormat
 from models.statuses import Phase
 from worker.engine.assess import deciding, nonzero_parameters, total_macs
 from worker.engine.export.onnx import export_onnx
+from worker.engine.export.packed import export_packed
 from worker.engine.export.pt2 import export_pt2
 from worker.engine.graph.cost import parameters
 from worker.engine.measure.files import FileFigures, measure_pair, score_pair
 from worker.engine.measure.layers import layer_reports
 from worker.engine.measure.metrics import drop, forward_of, output_index
 from worker.engine.measure.runtime import FreshProcess
-from worker.engine.measure.verify import verify
+from worker.engine.measure.verify import verify, verify_weights
 from worker.engine.run import Run
 from worker.engine.subject import Subject
 
 EXPORTERS: dict[ExportFormat, Callable[[fx.GraphModule, Subject, Path], None]] = {
     "onnx": export_onnx,
     "pt2": export_pt2,
+    "safetensors": export_packed,
 }
 CONTENT_TYPES: dict[str, str] = {
     "onnx": "application/onnx",
     "pt2": "application/zip",
+    "safetensors": "application/octet-stream",
     "report": "application/json",
     "spec": "application/json",
 }
@@ -110,7 +113,7 @@ def deliver(subject: Subject, run: Run, request: CompressRequest, before: Measur
     _announce(run, "spec.json", "spec")
 
 
-def _announce(run: Run, name: str, kind: Literal["onnx", "pt2", "report", "spec"]) -> None:
+def _announce(run: Run, name: str, kind: ExportFormat | Literal["report", "spec"]) -> None:
     run.emit(ArtifactEvent(name=name, kind=kind, content_type=CONTENT_TYPES[kind], path=f"artifacts/{name}"))
 
 
@@ -123,7 +126,10 @@ def _samples(subject: Subject, run: Run, count: int) -> tuple[Tensor, ...]:
 
 def _verify(subject: Subject, run: Run, path: Path) -> Verification:
     inputs = _samples(subject, run, _VERIFY_SAMPLES)
-    expected = forward_of(subject.network())(inputs)
+    network = subject.network()
+    if path.suffix == ".safetensors":
+        verify_weights(path, network, run.folder)
+    expected = forward_of(network)(inputs)
     return verify(path, inputs, expected, run.folder, integer=subject.quantization is not None)
 
 

@@ -76,6 +76,11 @@ class FreshProcess:
         """By how much opening and running the file raised the process' peak; ask a process that did nothing else."""
         return int(self._ask("memory", path=str(path), inputs=self._write(inputs)))
 
+    def digests(self, path: Path) -> dict[str, str]:
+        """The SHA-256 of each weight's bytes, by its name, once torch has loaded the file."""
+        result: dict[str, str] = self._ask("digests", path=str(path))
+        return result
+
     def census(self, path: Path) -> dict[str, Any]:
         """`operators` and `float_on_integers` of the graph that ONNX Runtime runs."""
         result: dict[str, Any] = self._ask("census", path=str(path), optimized=str(self._path("optimized.onnx")))

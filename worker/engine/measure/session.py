@@ -1,12 +1,14 @@
 """The fresh process that opens a finished file with the stock runtime: `python -P -m worker.engine.measure.session`.
 
 One JSON request a line on stdin, one JSON answer a line on stdout, until stdin ends; `runtime.py` is the other side.
-Tensors travel as safetensors files named by position. Nothing of the engine is imported here, so that what runs is the
-file alone. `torch.export.load` is only ever given a file that the engine itself has just written.
+Tensors travel as safetensors files named by position. Nothing of the engine is imported here but what unpacks a packed
+file, which its owner has too, so that what runs is the file alone. `torch.export.load` is only ever given a file that
+the engine itself has just written.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import mmap
 import os
@@ -21,6 +23,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
+
+from worker.engine.measure.unpack import unpack
 
 Array = NDArray[Any]
 Network = Callable[[list[Array]], list[Array]]
@@ -46,7 +50,7 @@ def main() -> None:
 
 
 def _open(path: str, threads: int) -> Network:
-    return _open_onnx(path, threads) if path.endswith(".onnx") else _open_pt2(path, threads)
+    return _open_onnx(path, threads) if path.endswith(".onnx") else _open_torch(path, threads)
 
 
 def _open_onnx(path: str, threads: int, optimized: str | None = None) -> Network:
@@ -68,12 +72,12 @@ def _open_onnx(path: str, threads: int, optimized: str | None = None) -> Network
     return call
 
 
-def _open_pt2(path: str, threads: int) -> Network:
+def _open_torch(path: str, threads: int) -> Network:
     import torch
     from torch.utils import _pytree as pytree
 
     torch.set_num_threads(threads)
-    network = torch.export.load(path).module()
+    network = _load(path).module()
 
     def call(inputs: list[Array]) -> list[Array]:
         with torch.no_grad():
@@ -83,6 +87,13 @@ def _open_pt2(path: str, threads: int) -> Network:
     return call
 
 
+def _load(path: str) -> Any:
+    """The exported program in a `.pt2` file or a packed one."""
+    import torch
+
+    return torch.export.load(unpack(path) if path.endswith(".safetensors") else path)
+
+
 def _runtime(path: str) -> str:
     if path.endswith(".onnx"):
         import onnxruntime
@@ -90,7 +101,7 @@ def _runtime(path: str) -> str:
         return f"onnxruntime {onnxruntime.__version__}"
     import torch
 
-    return f"torch {torch.__version__}"
+    return f"torch {torch.__version__}" + (", unpacked" if path.endswith(".safetensors") else "")
 
 
 def _read(path: str) -> list[Array]:
@@ -189,6 +200,17 @@ def _resident_peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def _digests(path: str, threads: int) -> dict[str, str]:
+    """The SHA-256 of each weight's bytes, by its name."""
+    import torch
+
+    found = {}
+    for name, tensor in _load(path).state_dict.items():
+        content = tensor.detach().contiguous().flatten().view(torch.uint8)
+        found[name] = hashlib.sha256(content.numpy().tobytes()).hexdigest()
+    return found
+
+
 def _census(path: str, threads: int, optimized: str) -> dict[str, Any]:
     """What ONNX Runtime made of the file: node counts, and who computes in float on stored integers."""
     import onnx
@@ -211,6 +233,7 @@ _ACTIONS: dict[str, Callable[..., Any]] = {
     "latency": _latency,
     "memory": _memory,
     "census": _census,
+    "digests": _digests,
 }
 
 

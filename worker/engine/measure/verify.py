@@ -8,19 +8,37 @@ kernels round ties and intermediate sums their own way, and one step of 1/255 at
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from models.errors import Code, Failure
 from models.report import Verification
 from worker.engine.measure.compare import max_difference, relative_difference, sqnr_db, top1_agreement
-from worker.engine.measure.runtime import run_artifact
+from worker.engine.measure.runtime import FreshProcess, run_artifact
 
 FLOAT_TOLERANCE = 1e-4
 INTEGER_SQNR_DB = 25.0
 INTEGER_AGREEMENT = 0.985
+
+
+def verify_weights(path: Path, network: nn.Module, folder: Path) -> None:
+    """Load a packed file and hold every weight in it, bit for bit, against the engine's, by the names of `network`.
+
+    Raises `Failure(VERIFICATION_FAILED)`.
+    """
+    with FreshProcess(folder) as process:
+        found = process.digests(path)
+    tensors = dict(network.named_parameters(remove_duplicate=False)) | dict(network.named_buffers())
+    for name, digest in found.items():
+        content = tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8) if name in tensors else None
+        if content is None or hashlib.sha256(content.numpy().tobytes()).hexdigest() != digest:
+            raise Failure(
+                Code.VERIFICATION_FAILED, f"{path.name} does not hold the engine's {name}, bit for bit", where=path.name
+            )
 
 
 def verify(

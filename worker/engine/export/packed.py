@@ -1,0 +1,171 @@
+"""A graph as one packed safetensors file: as small as its zeros allow, without losing a bit.
+
+What the file looks like is in `measure/unpack.py`. A weight with zeros is a bit for each item and the items that are
+not zero, once that is smaller (Han et al., 2016, store gaps in place of bits: never smaller here once both are
+deflated). Items are stored plane by plane because the signs and exponents of trained weights repeat and deflate by half
+or more, while mantissas are noise: measured, that takes another sixth off float32.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+from torch import Tensor, fx
+
+from worker.engine.export.pt2 import export_pt2
+from worker.engine.ingest.weights import DTYPES
+from worker.engine.measure.unpack import CODECS, DENSE, FORMAT, LAYOUT, PROGRAM, Bytes, entry_of
+from worker.engine.subject import Subject
+
+_SAMPLE = 1 << 16
+"""Bytes of a plane that are deflated to see whether the rest is worth the time."""
+_WORTH = 0.95
+_ROW_BYTES = 100
+"""About what the manifest needs to say more of a weight that is not stored as it is."""
+
+_Parts = dict[str, Tensor]
+
+
+def export_packed(graph: fx.GraphModule, subject: Subject, path: Path) -> None:
+    """Write `graph` (`subject.network()` or `subject.original`) as `export_pt2` would, and pack that."""
+    archive = path.with_suffix(".part")
+    export_pt2(graph, subject, archive)
+    pack(archive, path)
+    archive.unlink()
+
+
+@dataclass(frozen=True)
+class _Weight:
+    """One file of the archive, and how the first tensor in it is named and laid out."""
+
+    file: str
+    name: str
+    values: Tensor
+
+
+def pack(archive: Path, path: Path) -> None:
+    """Write the `.pt2` at `archive`, one that `export_pt2` made, as a packed file."""
+    tensors: dict[str, Tensor] = {}
+    rows: list[dict[str, Any]] = []
+    with zipfile.ZipFile(archive) as source:
+        folder, weights = _weights(source)
+        for weight in weights:
+            chosen = _choice(weight.values)
+            row: dict[str, Any] = {"file": weight.file, "name": weight.name}
+            planes = {}
+            for part, values in ENCODERS[chosen](weight.values).items():
+                entry = entry_of(weight.name, part, CODECS[chosen])
+                tensors[entry], sizes = _deflated(values)
+                if sizes is not None:
+                    planes[part] = {"items": values.numel(), "bytes": sizes}
+            if chosen != DENSE:
+                row |= {"codec": chosen, "items": weight.values.numel(), "item_bytes": weight.values.element_size()}
+            rows.append(row | ({"planes": planes} if planes else {}))
+        tensors[PROGRAM] = _program(source, {f"{folder}/{weight.file}" for weight in weights})
+    manifest = json.dumps({"folder": folder, "weights": rows}, separators=(",", ":"))
+    save_file(tensors, path, {"format": FORMAT, "layout": str(LAYOUT), "manifest": manifest})
+
+
+def _weights(source: zipfile.ZipFile) -> tuple[str, list[_Weight]]:
+    """The folder of the weights and every file in it. Tensors that share a file share its bytes; the largest of them
+    says what these are."""
+    (configuration,) = [name for name in source.namelist() if name.endswith("weights_config.json")]
+    folder = configuration.rpartition("/")[0]
+    found: dict[str, tuple[str, Any]] = {}
+    for name, row in json.loads(source.read(configuration))["config"].items():
+        file = row["path_name"]
+        if file not in found or _count(row) > _count(found[file][1]):
+            found[file] = (name, row)
+    tensors = {file: _tensor(source.read(f"{folder}/{file}"), row) for file, (_, row) in found.items()}
+    return folder, [_Weight(file, name, tensors[file]) for file, (name, _) in found.items()]
+
+
+def _sizes(row: Mapping[str, Any]) -> list[int]:
+    return [size["as_int"] for size in row["tensor_meta"]["sizes"]]
+
+
+def _count(row: Mapping[str, Any]) -> int:
+    return math.prod(_sizes(row))
+
+
+def _tensor(content: bytes, row: Mapping[str, Any]) -> Tensor:
+    """The items of a file under their own type, in the tensor's shape where that is all there is in it."""
+    dtype = DTYPES[row["tensor_meta"]["dtype"]]
+    if not content:
+        return torch.empty(0, dtype=dtype)
+    values = torch.frombuffer(bytearray(content), dtype=dtype)
+    sizes = _sizes(row)
+    strides = [stride["as_int"] for stride in row["tensor_meta"]["strides"]]
+    whole = values.numel() == _count(row) and torch.empty(sizes, device="meta").stride() == tuple(strides)
+    return values.reshape(sizes) if whole else values
+
+
+def _choice(values: Tensor) -> str:
+    """The codec that stores `values` in the fewest bytes before anything is deflated."""
+    as_bits = math.ceil(values.numel() / 8) + int(_is_not_zero(values).sum()) * values.element_size() + _ROW_BYTES
+    return "bitmask" if as_bits < values.numel() * values.element_size() else DENSE
+
+
+def _is_not_zero(values: Tensor) -> NDArray[np.bool_]:
+    """For each item, whether any of its bits is set: a negative zero has one."""
+    return np.asarray(_bytes(values).any(1))
+
+
+def _bytes(values: Tensor) -> Bytes:
+    """[items, bytes of an item]."""
+    return values.contiguous().flatten().view(torch.uint8).numpy().reshape(values.numel(), values.element_size())
+
+
+def _dense(values: Tensor) -> _Parts:
+    return {"values": values}
+
+
+def _bitmask(values: Tensor) -> _Parts:
+    kept = _is_not_zero(values)
+    mask = torch.from_numpy(np.packbits(kept, bitorder="little"))
+    return {"mask": mask, "values": values.flatten()[torch.from_numpy(kept)]}
+
+
+ENCODERS: dict[str, Callable[[Tensor], _Parts]] = {DENSE: _dense, "bitmask": _bitmask}
+"""The other side of `CODECS`."""
+
+
+def _deflated(values: Tensor) -> tuple[Tensor, list[int] | None]:
+    """`values` plane by plane, those deflated that get smaller, and the bytes of each; as they are when none does."""
+    planes = [_plane(column.tobytes()) for column in _bytes(values).T]
+    sizes = [len(plane) for plane in planes]
+    if sum(sizes) + _ROW_BYTES > values.numel() * values.element_size():
+        return values, None
+    return _as_tensor(b"".join(planes)), sizes
+
+
+def _plane(content: bytes) -> bytes:
+    sample = content[:_SAMPLE]
+    if len(zlib.compress(sample)) >= _WORTH * len(sample):
+        return content
+    return min(zlib.compress(content), content, key=len)
+
+
+def _program(source: zipfile.ZipFile, weights: set[str]) -> Tensor:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as target:
+        for name in source.namelist():
+            if name not in weights:
+                target.writestr(name, source.read(name))
+    return _as_tensor(content.getvalue())
+
+
+def _as_tensor(content: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8)
