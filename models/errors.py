@@ -40,6 +40,12 @@ class Code(StrEnum):
     FORMAT_MISMATCH = "format_mismatch"
     UNSAFE_PICKLE = "unsafe_pickle"
     TORCHSCRIPT_NOT_SUPPORTED = "torchscript_not_supported"
+    MODULE_PICKLE_NOT_SUPPORTED = "module_pickle_not_supported"
+    LEGACY_FORMAT = "legacy_format"
+    COMPRESSED_RECORD = "compressed_record"
+    SPARSE_NOT_SUPPORTED = "sparse_not_supported"
+    LOGICAL_SIZE_EXCEEDS_STORAGE = "logical_size_exceeds_storage"
+    TOO_DEEP = "too_deep"
     BAD_ARCHIVE = "bad_archive"
     USE_RAW_BODY = "use_raw_body"
     TOO_LARGE = "too_large"
@@ -102,6 +108,12 @@ HINTS: dict[Code, str] = {
     Code.FORMAT_MISMATCH: "Send the file with the name that its content has.",
     Code.UNSAFE_PICKLE: "Pickles can run code when read. Export the network with `modelpress prepare`.",
     Code.TORCHSCRIPT_NOT_SUPPORTED: "TorchScript can run code when read. Export the network with `modelpress prepare`.",
+    Code.MODULE_PICKLE_NOT_SUPPORTED: "Send `module.state_dict()` with `?arch=`, or use `modelpress prepare`.",
+    Code.LEGACY_FORMAT: "Load it and save it again with torch 1.6 or newer, or as safetensors.",
+    Code.COMPRESSED_RECORD: "Send the file as `torch.save` wrote it, not one that was packed again.",
+    Code.SPARSE_NOT_SUPPORTED: "Store every tensor dense: `tensor.to_dense()`.",
+    Code.LOGICAL_SIZE_EXCEEDS_STORAGE: "Store tensors of their own: `tensor.contiguous().clone()`, then save again.",
+    Code.TOO_DEEP: "Save `module.state_dict()` alone.",
     Code.BAD_ARCHIVE: "Write the file again with `modelpress prepare` and upload that file unchanged.",
     Code.USE_RAW_BODY: "Send the file itself as the body, not a form: `curl -T FILE`.",
     Code.TOO_LARGE: "See `/capabilities` for the size limits.",

@@ -15,12 +15,19 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from models.errors import Code, Failure
+from models.errors import Code, Failure, FieldProblem
 
 HEAD_BYTES = 4096
 """How much of the beginning the two sniffers want; less is fine."""
 
 EXPORT = "Export the network with `modelpress prepare` (torch.export) and send the `.pt2`"
+HOLDS_ITS_NETWORK = "`arch` is for files of weights, and this file holds its network: leave it out"
+WEIGHTS = "Send the weights as safetensors, or as `torch.save(module.state_dict(), path)` writes them"
+NAME_IT = "Name the network these weights belong to (`?arch=timm/resnet18`), or export it with `modelpress prepare`"
+NAME_FOLDER = (
+    "Say `?arch=transformers` where it is `config.json` and safetensors, packed with `zip -0`; or export the network "
+    "with `modelpress prepare`"
+)
 SAVE_DATA = 'Send `.npz` (`numpy.savez("data.npz", x=…, y=…)`) or a zip of image folders (`class/image.png`)'
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
@@ -61,6 +68,11 @@ def _suffixes(*names: str) -> frozenset[str]:
 
 
 ZIP = Format("a zip archive", _magic(b"PK\x03\x04"), _suffixes("zip", "pt2", "npz", "pt", "pth", "keras"))
+SAFETENSORS = Format("a safetensors file: weights without a network", _is_safetensors, _suffixes("safetensors"))
+ONNX = Format("an ONNX network", _is_onnx, _suffixes("onnx"))
+_PT2_MEMBER = re.compile(r"[^/]+/(data/(weights|constants)/|models/|archive_format$)")
+LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+"""How torch.save began a file before torch 1.6: a pickle of its magic number."""
 _UNPACK = "Unpack it and send the file inside"
 FORMATS: tuple[Format, ...] = (
     ZIP,
@@ -97,8 +109,8 @@ FORMATS: tuple[Format, ...] = (
         _suffixes("pt2", "npz", "zip", "onnx", "safetensors", "bin"),
         "Run `git lfs pull` and send the real file",
     ),
-    Format("a safetensors file: weights without a network", _is_safetensors, _suffixes("safetensors")),
-    Format("an ONNX network", _is_onnx, _suffixes("onnx")),
+    SAFETENSORS,
+    ONNX,
     Format("a TensorFlow SavedModel", _magic(b"\x08\x01\x12"), _suffixes("pb")),
     Format("an HTML page", _matches(rb"\s*<(!doctype html|html|head|body)"), _suffixes("html", "htm")),
     Format("an XML document", _matches(rb"\s*<\?xml"), _suffixes("xml")),
@@ -107,25 +119,49 @@ FORMATS: tuple[Format, ...] = (
 _KNOWN_SUFFIXES = frozenset(suffix for known in FORMATS for suffix in known.suffixes)
 
 
-def sniff_network(head: bytes, size: int | None, filename: str | None = None) -> Literal["zip"]:
+def sniff_network(
+    head: bytes, size: int | None, filename: str | None = None, arch: str | None = None
+) -> Literal["zip", "safetensors"]:
     """What the first bytes of a network show. `size` is the file's length in bytes, None while it is not known.
 
-    A zip archive may be a `.pt2`; only a look inside tells. Raises `Failure`: empty_file, unknown_format,
-    unsafe_pickle, bad_archive, or format_mismatch when `filename` says another thing.
+    A zip archive may be a `.pt2`; only a look inside tells. With `arch` the file holds weights, as safetensors too.
+    Raises `Failure`: empty_file, unknown_format, unsafe_pickle, legacy_format, bad_archive, format_mismatch when
+    `filename` says another thing, or invalid_request when the file says itself what network it is.
     """
-    return _sniff(head, size, filename, EXPORT)
+    if arch is None:
+        _sniff(head, size, filename, NAME_IT if _begins(SAFETENSORS, head, size) else EXPORT, (ZIP,))
+        return "zip"
+    if head.startswith(LEGACY_TORCH):
+        raise Failure(
+            Code.LEGACY_FORMAT,
+            "the file is a pickle as torch.save wrote it before torch 1.6; it was not read. Save the state dict again.",
+        )
+    if _begins(ONNX, head, size) or _PT2_MEMBER.match(_first_member(head)):
+        problem = FieldProblem(pointer="/query/arch", message="Leave it out: the file holds its network")
+        raise Failure(Code.INVALID_REQUEST, HOLDS_ITS_NETWORK, problems=(problem,))
+    return "zip" if _sniff(head, size, filename, WEIGHTS, (ZIP, SAFETENSORS)) is ZIP else "safetensors"
+
+
+def _first_member(head: bytes) -> str:
+    """The name in a zip archive's first header."""
+    length = int.from_bytes(head[26:28], "little")
+    return head[30 : 30 + length].decode(errors="replace") if _begins(ZIP, head, None) else ""
 
 
 def sniff_dataset(head: bytes, size: int | None, filename: str | None = None) -> Literal["zip"]:
     """What the first bytes of a data set show: `.npz` and zipped image folders are zip archives. Raises the same."""
-    return _sniff(head, size, filename, SAVE_DATA)
+    _sniff(head, size, filename, SAVE_DATA, (ZIP,))
+    return "zip"
 
 
-def _sniff(head: bytes, size: int | None, filename: str | None, remedy: str) -> Literal["zip"]:
+def _begins(known: Format, head: bytes, size: int | None) -> bool:
+    return known.found(head, max(size, len(head)) if size is not None else 1 << 62)
+
+
+def _sniff(head: bytes, size: int | None, filename: str | None, remedy: str, read: tuple[Format, ...]) -> Format:
     if not head:
         raise Failure(Code.EMPTY_FILE, "the file is empty")
-    length = max(size or 0, len(head)) if size is not None else 1 << 62
-    known = next((known for known in FORMATS if known.found(head, length)), None)
+    known = next((known for known in FORMATS if _begins(known, head, size)), None)
     suffix = PurePosixPath(filename or "").suffix.lower()
     if known is None:
         what = (
@@ -141,9 +177,9 @@ def _sniff(head: bytes, size: int | None, filename: str | None, remedy: str) -> 
         raise Failure(Code.UNSAFE_PICKLE, f"the file is {title}; it was not read.{named} {remedy}.")
     if suffix in _KNOWN_SUFFIXES and suffix not in known.suffixes:
         raise Failure(Code.FORMAT_MISMATCH, f"the name ends in `{suffix}`, but the file is {title}. {remedy}.")
-    if known is not ZIP:
+    if known not in read:
         raise Failure(known.code, f"the file is {title}. {known.convert or remedy}.")
-    return "zip"
+    return known
 
 
 def _globals(head: bytes) -> list[str]:
@@ -165,17 +201,25 @@ def _globals(head: bytes) -> list[str]:
 
 @dataclass(frozen=True)
 class ArchiveKind:
-    """A kind of zip archive, told by the name of one of its members. Without a code it is the kind that is read."""
+    """A kind of zip archive, told by the name of one of its members. `name` is that of one which is read: without
+    `arch`, or with one of the library `arch`."""
 
     title: str
     member: re.Pattern[str]
-    code: Code | None = Code.UNKNOWN_FORMAT
+    code: Code = Code.UNKNOWN_FORMAT
+    name: Literal["pt2", "pth", "transformers"] | None = None
+    arch: str | None = None
+    convert: str = EXPORT
 
 
 def _named(pattern: str) -> re.Pattern[str]:
     return re.compile(pattern, re.IGNORECASE)
 
 
+READ_WITH = {
+    "timm": "safetensors, or a state dict of torch.save",
+    "transformers": "a zip of config.json and safetensors",
+}
 ARCHIVES: tuple[ArchiveKind, ...] = (
     ArchiveKind(
         "a TorchScript archive, which can run code when it is loaded",
@@ -185,7 +229,7 @@ ARCHIVES: tuple[ArchiveKind, ...] = (
     ArchiveKind(
         "a torch.package archive, which is Python source", _named(r"/\.data/extern_modules$"), Code.UNSAFE_PICKLE
     ),
-    ArchiveKind("a pt2 archive", _named(r"^[^/]+/models/[^/]+\.json$"), None),
+    ArchiveKind("a pt2 archive", _named(r"^[^/]+/models/[^/]+\.json$"), name="pt2"),
     ArchiveKind(
         "an exported program as torch before 2.8 wrote it, which holds pickles",
         _named(r"serialized_(exported_program\.json|state_dict\.(pt|json))$"),
@@ -195,21 +239,31 @@ ARCHIVES: tuple[ArchiveKind, ...] = (
         "a file of torch.save (a pickle in a zip archive), which can run code when it is read",
         _named(r"(^|/)data\.pkl$"),
         Code.UNSAFE_PICKLE,
+        "pth",
+        "timm",
+        NAME_IT,
     ),
     ArchiveKind("a Keras network", _named(r"(^|/)model\.weights\.h5$")),
     ArchiveKind("a TensorFlow SavedModel", _named(r"(^|/)saved_model\.pb$")),
     ArchiveKind("a data set of numpy arrays (.npz), not a network", _named(r"\.npy$")),
     ArchiveKind("a zip archive with an ONNX network in it", _named(r"\.onnx$")),
-    ArchiveKind("a zipped folder of weights", _named(r"\.(safetensors|bin|pth|pt|ckpt)$|(^|/)config\.json$")),
+    ArchiveKind(
+        "a zipped folder of weights",
+        _named(r"\.(safetensors|bin|pth|pt|ckpt)$|(^|/)config\.json$"),
+        name="transformers",
+        arch="transformers",
+        convert=NAME_FOLDER,
+    ),
     ArchiveKind("a zip archive of images, not a network", _named(r"\.(png|jpe?g|bmp|gif|webp|tiff?)$")),
 )
 
 
-def identify_network_archive(path: Path) -> Literal["pt2"]:
-    """Tell by the members of a zip file whether it is a `.pt2`. Only its directory is parsed; nothing is unpacked.
+def identify_network_archive(path: Path, arch: str | None = None) -> Literal["pt2", "pth", "transformers"]:
+    """Tell by the members of a zip file what network, or with `arch` what weights, it holds. Only its directory is
+    parsed; nothing is unpacked.
 
     Raises `Failure`: bad_archive for a broken directory; else what the file is (torchscript_not_supported,
-    unsafe_pickle, unknown_format) and how to convert it.
+    unsafe_pickle, unknown_format) and how to convert it, or that it is not for this `arch` (network_rejected).
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -218,9 +272,15 @@ def identify_network_archive(path: Path) -> Literal["pt2"]:
         raise Failure(
             Code.BAD_ARCHIVE, f"the zip archive cannot be read: {error}; it may be cut short. Send it again whole."
         ) from error
-    for kind in ARCHIVES:
-        if any(kind.member.search(name) for name in names):
-            if kind.code is None:
-                return "pt2"
-            raise Failure(kind.code, f"the file is {kind.title}. {EXPORT}.")
-    raise Failure(Code.UNKNOWN_FORMAT, f"the file is a zip archive, but no network that torch.export saved. {EXPORT}.")
+    kind = next((kind for kind in ARCHIVES if any(kind.member.search(name) for name in names)), None)
+    library = arch and arch.partition("/")[0]
+    if kind is None:
+        raise Failure(
+            Code.UNKNOWN_FORMAT, f"the file is a zip archive, but no network that torch.export saved. {EXPORT}."
+        )
+    if kind.name is not None and kind.arch == library:
+        return kind.name
+    if kind.name is None or library is None:
+        raise Failure(kind.code, f"the file is {kind.title}. {kind.convert}.")
+    remedy = HOLDS_ITS_NETWORK if kind.arch is None else f"{arch} reads {READ_WITH[library]}"
+    raise Failure(Code.NETWORK_REJECTED, f"the file is {kind.title}. {remedy[:1].upper()}{remedy[1:]}.")

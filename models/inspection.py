@@ -47,9 +47,13 @@ class GroupInfo(_Frozen):
     layers: list[str]
 
 
+NetworkFormat = Literal["pt2", "safetensors", "pth", "transformers"]
+"""What a network's file is. The last three are weights that came with the name of their architecture."""
+
+
 class NetworkInspection(_Frozen):
     kind: Literal["network"] = "network"
-    format: Literal["pt2"]
+    format: NetworkFormat
     inputs: list[TensorInfo]
     outputs: list[TensorInfo]
     parameters: int

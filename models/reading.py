@@ -40,15 +40,37 @@ def parse_input_shape(text: str) -> tuple[str | None, tuple[int, ...]]:
     return name or None, tuple(map(int, sizes.split(",")))
 
 
+_ARCHITECTURE = re.compile(r"timm/[a-z0-9_]+(\.[a-z0-9_]+)?|transformers(/[A-Za-z0-9]+)?")
+
+
+def _named(text: str) -> str:
+    if _ARCHITECTURE.fullmatch(text) is None:
+        raise ValueError("write `timm/resnet18`, `transformers` or `transformers/BertForSequenceClassification`")
+    return text
+
+
+Architecture = Annotated[str, Field(max_length=200), AfterValidator(_named)]
+"""`timm/` and one of its names; or `transformers`, with a class where `config.json` does not name it."""
+Classes = Annotated[int, Field(ge=0, le=100_000)]
+"""0 for a network without its classifier."""
+
+
 class ReadOptions(BaseModel):
-    """How to read a network's file. Stored with the network: its inspection and its jobs read it the same way."""
+    """How to read a network's file. Stored with the network: its inspection and its jobs read it the same way.
+
+    `arch` names the network that the weights in the file belong to; `num_classes` is for networks of timm."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     input_shape: InputShapes = ()
+    arch: Architecture | None = None
+    num_classes: Classes | None = None
 
     def identify(self, sha256: str) -> str:
         """A digest (64 hex digits) of the network as it is read: of its bytes alone where nothing was said."""
         if self == ReadOptions():
             return sha256
         return hashlib.sha256(f"{sha256} {self.model_dump_json(exclude_defaults=True)}".encode()).hexdigest()
+
+
+NOTHING_SAID = ReadOptions()

@@ -84,7 +84,7 @@ def _open_pipe() -> Callable[[EngineEvent], None]:
 def _serve(request: EngineRequest, emit: Callable[[EngineEvent], None]) -> None:
     match request:
         case InspectNetworkRequest():
-            emit(InspectedEvent(inspection=inspect_network(request.network.path)))
+            emit(InspectedEvent(inspection=inspect_network(request.network.path, request.network.read)))
         case InspectDatasetRequest():
             emit(InspectedEvent(inspection=inspect_dataset(request.dataset.path)))
         case CompressRequest():

@@ -79,9 +79,9 @@ def compress(request: CompressRequest, emit: Callable[[EngineEvent], None]) -> N
 
 def _read(request: CompressRequest, run: Run) -> Subject:
     """Read the network and the data, check the spec against them and fill its defaults in."""
-    program = read_network(request.network.path)
+    program = read_network(request.network.path, request.network.read)
     subject = lift(program)
-    network = describe_network(subject, "pt2", program.warnings)
+    network = describe_network(subject, program.format, program.warnings)
     dataset = inspect_dataset(request.dataset.path) if request.dataset else None
     problems = check(request.spec, network, dataset)
     if problems:
@@ -119,7 +119,7 @@ def _resume(
             return subject, *restore_checkpoint(subject, offered[key])
         except (Failure, SafetensorError, ValueError) as error:
             run.warn("checkpoint_not_used", f"A checkpoint cannot be read ({error}); its steps are done again.")
-            subject = lift(read_network(request.network.path))
+            subject = lift(read_network(request.network.path, request.network.read))
     return subject, [], None
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 from torch import fx
 
-from models.inspection import GroupInfo, LayerInfo, NetworkInspection, Notice
+from models.inspection import GroupInfo, LayerInfo, NetworkFormat, NetworkInspection, Notice
 from worker.engine.graph.channels import Channels, analyse, tensor_named
 from worker.engine.graph.cost import macs, parameters
 from worker.engine.subject import Subject
@@ -15,7 +14,7 @@ from worker.engine.subject import Subject
 
 def describe_network(
     subject: Subject,
-    format: Literal["pt2"],  # noqa: A002
+    format: NetworkFormat,  # noqa: A002
     warnings: Sequence[Notice] = (),
 ) -> NetworkInspection:
     """Layers in the order they run: those with parameters, parameters used on their own, and operators that multiply.

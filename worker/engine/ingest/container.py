@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import struct
@@ -34,9 +35,9 @@ class StoredZip:
     rooted = True
     advice = "torch stores members as they are"
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, source: Path | BinaryIO) -> None:
         try:
-            self._zip = zipfile.ZipFile(path)
+            self._zip = zipfile.ZipFile(source)
             infos = self._zip.infolist()
         except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error) as error:
             raise bad_archive(f"the file is not a readable zip archive: {error}") from error
@@ -44,7 +45,7 @@ class StoredZip:
             raise bad_archive(f"the archive has {len(infos)} members; 1 to {MAXIMUM_MEMBERS} are read")
         self.members: dict[str, zipfile.ZipInfo] = {}
         root = self._root(infos)
-        with path.open("rb") as file:
+        with source.open("rb") if isinstance(source, Path) else contextlib.nullcontext(source) as file:
             end = 0
             for info in sorted(infos, key=lambda info: info.header_offset):
                 self._admit(info, root)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
 
-from models.inspection import Notice, TensorInfo
+from models.inspection import NetworkFormat, Notice, TensorInfo
 from worker.engine.ingest import schema
 from worker.engine.ingest.names import safe_name, safe_path
 from worker.engine.ingest.operators import REGIONS, accepts, check_inference_mode, resolve
@@ -40,7 +40,7 @@ class Program:
     operators and size arithmetic, and an output of the person's own structure. Node metadata: `shape` (list of int,
     None where it varies), `dtype`, `layer` (path of the module that made the call).
     `tensors` is by safe name; `parameters`, `buffers` and `constants` are its names; tied parameters are one object.
-    `renames` maps names of the file to safe names where they differ.
+    `renames` maps names of the file to safe names where they differ. `format` is the file's.
     """
 
     graph: fx.Graph
@@ -52,6 +52,7 @@ class Program:
     outputs: tuple[TensorInfo, ...]
     renames: dict[str, str]
     warnings: tuple[Notice, ...] = ()
+    format: NetworkFormat = "pt2"
 
 
 Shape = list[int | None]

@@ -1,8 +1,11 @@
-"""Reading a `.pt2` without running anything in it. `torch.export.load` would be remote code execution."""
+"""Reading a network without running anything in its file. `torch.export.load` would be remote code execution."""
 
 from __future__ import annotations
 
+import tempfile
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -10,9 +13,11 @@ from torch import Tensor
 from models.errors import Code, Failure
 from models.formats import HEAD_BYTES, identify_network_archive, sniff_network
 from models.inspection import Notice, TensorInfo
+from models.reading import NOTHING_SAID, ReadOptions
 from worker.engine.graph.lift import compose
 from worker.engine.ingest import schema
 from worker.engine.ingest.archive import FORMAT, GRAPH, MAXIMUM_JSON_BYTES, Archive
+from worker.engine.ingest.named.read import export_named
 from worker.engine.ingest.names import safe_name, safe_names
 from worker.engine.ingest.precision import in_single_precision, precision_notice
 from worker.engine.ingest.program import GraphBuilder, Program, dtype_name, symbol
@@ -24,16 +29,28 @@ from worker.engine.ingest.weights import Tensors, read_tensors
 SCHEMA_MAJOR = 8
 
 
-def read_network(path: Path) -> Program:
-    """The network in a `.pt2` file.
+def read_network(path: Path, options: ReadOptions = NOTHING_SAID) -> Program:
+    """The network in a `.pt2` file, or, where `options` name an architecture, that of the weights in the file.
 
     Raises `Failure`: what `models.formats` raises for other files; bad_archive, network_rejected, unsupported_op or
-    not_trainable for a `.pt2`. Nothing else leaves, whatever the
+    not_trainable for a `.pt2`; what `named` raises for weights. Nothing else leaves, whatever the
     file holds. The network is tried on shapes alone first, and once for real when these fit the budget.
     """
     with path.open("rb") as file:
-        sniff_network(file.read(HEAD_BYTES), path.stat().st_size)
-    identify_network_archive(path)
+        kind = sniff_network(file.read(HEAD_BYTES), path.stat().st_size, arch=options.arch)
+    if kind == "zip":
+        identify_network_archive(path, options.arch)
+    return _read_pt2(path) if options.arch is None else _read_named(path, kind, options)
+
+
+def _read_named(path: Path, kind: Literal["zip", "safetensors"], options: ReadOptions) -> Program:
+    with tempfile.TemporaryDirectory(prefix="named-") as folder:
+        exported = export_named(path, kind, options, Path(folder) / "network.pt2")
+        program = _read_pt2(Path(folder) / "network.pt2")
+    return replace(program, format=exported.format, warnings=(*exported.notices, *program.warnings))
+
+
+def _read_pt2(path: Path) -> Program:
     archive = Archive(path)
     try:
         if FORMAT in archive and archive.read(FORMAT, 16) != b"pt2":

@@ -1,0 +1,1 @@
+"""Tests of weights that come with the name of their architecture."""
