@@ -48,10 +48,10 @@ def check_sparsify(
     for number, before in enumerate(earlier):
         if isinstance(before, SparsifyStep) and _is_covered(step, before):
             message = (
-                f"Step {number} has set {before.amount:g} of the same weights to zero already, and they stay zero: "
-                "ask for more here, or leave one of the two out."
+                f"Step {number} has set as many of the same weights to zero already, and they stay zero: ask for more "
+                "here, or leave one of the two out."
             )
-            yield FieldProblem(pointer=f"{pointer}/amount", message=message)
+            yield FieldProblem(pointer=f"{pointer}/{'pattern' if step.amount is None else 'amount'}", message=message)
 
 
 def check_cut_of_a_pattern(earlier: Sequence[Step], pointer: str) -> Iterable[FieldProblem]:
@@ -95,4 +95,6 @@ def _wanted(step: SparsifyStep) -> str:
 def _is_covered(step: SparsifyStep, before: SparsifyStep) -> bool:
     """Whether the same weights, ranked alike, are to be no sparser than before."""
     alike = (step.pattern, step.scope, step.layers) == (before.pattern, before.scope, before.layers)
+    if isinstance(step.pattern, NOfM):
+        return alike
     return alike and step.amount is not None and before.amount is not None and step.amount <= before.amount
