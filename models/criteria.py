@@ -24,7 +24,8 @@ Needs = Literal["nothing", "weights", "batch_norm", "gradients"]
 
 @dataclass(frozen=True)
 class CriterionInfo:
-    """`normalize`: what is usual for it; scores that are in units of the loss are compared as they are."""
+    """`normalize`: the default. LAMP and the scales of BatchNorm were made to be compared as they are; of the others a
+    group's mean is one, because raw scores, cut off at one height in one go, empty whole layers."""
 
     needs: Needs
     normalize: Normalize

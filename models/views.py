@@ -222,6 +222,8 @@ class Capabilities(_View):
     structures: list[str]
     criteria: list[str] = Field(description="Of `prune`: how channels are ranked.")
     weight_criteria: list[str] = Field(description="Of `sparsify`: how weights are ranked.")
+    aggregates: list[str] = Field(description="Of `prune`: how the scores of a channel's parameters become one.")
+    normalizations: list[str] = Field(description="Of `prune`: what makes scores comparable.")
     patterns: list[str] = Field(description="Of `sparsify`: which weights go together.")
     scopes: list[str]
     amounts: list[str]

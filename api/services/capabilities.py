@@ -73,6 +73,8 @@ def capabilities(service: Service) -> Capabilities:
         structures=_field(PruneStep, "structure"),
         criteria=_field(PruneStep, "criterion"),
         weight_criteria=list(WEIGHT_CRITERIA),
+        aggregates=_field(PruneStep, "aggregate"),
+        normalizations=_field(PruneStep, "normalize"),
         patterns=["weights", *NOfM.model_fields, *Blocks.model_fields],
         scopes=_field(PruneStep, "scope"),
         amounts=list(Amount.model_fields),

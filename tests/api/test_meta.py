@@ -55,6 +55,8 @@ def test_capabilities_follow_the_spec_and_the_workers_that_are_alive(api: Api) -
     assert before["steps"] == ["prune", "sparsify", "finetune", "quantize"]
     assert {"random", "l2", "taylor", "bn_gamma"} <= set(before["criteria"])
     assert {"random", "l1", "lamp", "hessian"} <= set(before["weight_criteria"])
+    assert before["aggregates"] == ["mean", "sum", "max"]
+    assert before["normalizations"] == ["mean", "sum", "max", "standard", "none"]
     assert before["patterns"] == ["weights", "n_of_m", "block"]
     assert (before["model_formats"], before["dataset_formats"]) == (["pt2"], ["npz", "image_folder"])
     assert before["devices"] == []

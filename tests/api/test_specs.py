@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from models.criteria import CRITERIA
 from tests.api import stories
 from tests.api.serving import Api
 from tests.api.stories import PRUNE, problem_of
@@ -19,7 +20,7 @@ def test_every_wrong_field_is_pointed_at_with_what_is_allowed(api: Api) -> None:
         "model": "net_x",
         "dataset": 5,
         "steps": [
-            {"step": "prune", "criterion": "taylor", "amount": {"macs": 1.0}, "amonut": 1},
+            {"step": "prune", "criterion": "magnitude", "amount": {"macs": 1.0}, "amonut": 1},
             {"step": "zip"},
             {"step": "finetune", "epochs": 10**9, "distill": {"from": "nowhere"}},
             {"step": "prune"},
@@ -43,8 +44,8 @@ def test_every_wrong_field_is_pointed_at_with_what_is_allowed(api: Api) -> None:
         "/a~1b~0c",
         "/limits/timeout_s",
     }
-    assert pointed["/steps/0/criterion"]["allowed"] == ["l1", "l2", "random"]
-    assert pointed["/steps/1"]["allowed"] == ["prune", "finetune", "quantize"]
+    assert pointed["/steps/0/criterion"]["allowed"] == list(CRITERIA)
+    assert pointed["/steps/1"]["allowed"] == ["prune", "sparsify", "finetune", "quantize"]
     assert "required" in pointed["/steps/3/amount"]["message"]
     assert "/schema/job" in problem["hint"]
 

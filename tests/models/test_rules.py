@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from models.criteria import CRITERIA, UnitCriterion
 from models.inspection import (
     DatasetInspection,
     GroupInfo,
@@ -54,6 +55,13 @@ NARROW = RESNET.model_copy(
         "layers": [layer("conv1", "Conv2d", [6, 3, 3, 3], "g0")],
     }
 )
+NORMALISED = RESNET.model_copy(
+    update={
+        "layers": [*RESNET.layers, layer("bn1", "BatchNorm2d", [16], "g0")],
+        "groups": [GroupInfo(id="g0", units=16, layers=["conv1", "layer1.0.conv2", "bn1"]), RESNET.groups[1]],
+    }
+)
+DECIDED = RESNET.model_copy(update={"outputs": [tensor("label", "int64", None)]})
 TOKENS = RESNET.model_copy(
     update={"inputs": [tensor("input_ids", "int64", None, 16), tensor("mask", "int64", None, 16)]}
 )
@@ -388,6 +396,37 @@ REFUSED: dict[str, tuple[Spec, NetworkInspection, DatasetInspection | None, str,
         "/steps/0/layers",
         "Every layer is skipped, so nothing would be quantized: skip fewer.",
     ),
+    "gradients without data": (
+        spec([{**PRUNE, "criterion": "taylor"}]),
+        RESNET,
+        NO_DATA,
+        "/steps/0/criterion",
+        "The criterion 'taylor' needs data to take gradients from; labels are not needed. Upload some "
+        '(`POST /datasets`) and give `"data": {"dataset": "dat_…"}`, or use a criterion that reads weights alone, such '
+        "as `l2`.",
+    ),
+    "gradients of a network that gives whole numbers": (
+        spec([{**PRUNE, "criterion": "fisher"}], data={"task": "none"}),
+        DECIDED,
+        UNLABELLED,
+        "/steps/0/criterion",
+        "No output of the network is floating-point, so the criterion 'fisher' has no gradient to go by: export the "
+        "network without the argmax at its end, or use a criterion",
+    ),
+    "batch norm's scales where there is none": (
+        spec([{**PRUNE, "criterion": "bn_gamma"}]),
+        RESNET,
+        NO_DATA,
+        "/steps/0/criterion",
+        "The criterion 'bn_gamma' ranks channels by the scale of their BatchNorm, and no group that may shrink has one",
+    ),
+    "batch norm's scales in every layer where one has none": (
+        spec([{**PRUNE, "criterion": "bn_gamma", "scope": "layer"}]),
+        NORMALISED,
+        NO_DATA,
+        "/steps/0/criterion",
+        'and these groups have none: g1. Skip their layers, use `"scope": "global"`, which leaves them alone, or',
+    ),
     "nothing to prune": (
         spec(),
         FROZEN,
@@ -484,3 +523,18 @@ def test_what_was_asked_for_is_not_replaced_by_defaults() -> None:
 
 def test_no_data_resolves_to_no_data() -> None:
     assert resolve(spec(), RESNET, None).data is None
+
+
+@pytest.mark.parametrize("scope", ["global", "layer"])
+def test_batch_norms_scales_rank_the_groups_that_have_one(scope: str) -> None:
+    skipped = [] if scope == "global" else [{"match": "layer1.0.conv1", "skip": True}]
+    step = {**PRUNE, "criterion": "bn_gamma", "scope": scope, "layers": skipped}
+    assert check(spec([step]), NORMALISED, None) == []
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_how_scores_are_normalized_is_filled_in_by_criterion(criterion: UnitCriterion) -> None:
+    asked = spec([{**PRUNE, "criterion": criterion}, {**PRUNE, "criterion": criterion, "normalize": "standard"}])
+    steps = resolve(asked, RESNET, None).steps
+    assert steps is not None
+    assert [step.model_dump()["normalize"] for step in steps] == [CRITERIA[criterion].normalize, "standard"]
