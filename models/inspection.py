@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from models.sizes import Sizes
+
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -40,11 +42,13 @@ class LayerInfo(_Frozen):
 
 
 class GroupInfo(_Frozen):
-    """Channels that can only be removed together. `units` is how many such channels there are."""
+    """Channels that can only be removed together. `units` is how many such channels there are; `widths` how many output
+    channels of those layers that multiply one unit is (a head is many)."""
 
     id: str
     units: int
     layers: list[str]
+    widths: list[int] = [1]
 
 
 NetworkFormat = Literal["pt2", "safetensors", "pth", "transformers"]
@@ -60,6 +64,7 @@ class NetworkInspection(_Frozen):
     macs: int
     layers: list[LayerInfo]
     groups: list[GroupInfo]
+    sizes: Sizes | None = None
     warnings: list[Notice] = []
 
 

@@ -51,23 +51,29 @@ class _AsIs:
         return tuple(tensor_named(self.graph, name).shape)
 
 
-def _per_sample(graph: fx.GraphModule, sizing: Sizing) -> dict[str, int]:
-    counted: dict[str, int] = {}
+def batch_of(graph: fx.GraphModule) -> int:
+    """Samples in the run that recorded the sizes: dimension 0 of the first input."""
     inputs = [sizes_of(node) for node in graph.graph.nodes if node.op == "placeholder" and is_tensor(node)]
-    batch = next((sizes[0] for sizes in inputs if sizes), 1)
-    for node in graph.graph.nodes:
-        if (count := _cost(graph, node, sizing)) > 0:
-            name = str(node.target) if node.op == "call_module" else node.name
-            counted[name] = counted.get(name, 0) + count
-    return {name: count // batch for name, count in counted.items()}
+    return next((sizes[0] for sizes in inputs if sizes), 1)
 
 
-def _cost(graph: fx.GraphModule, node: fx.Node, sizing: Sizing) -> int:
+def node_cost(graph: fx.GraphModule, node: fx.Node, sizing: Sizing) -> int:
+    """Multiply-accumulates of one call, for the whole batch."""
     if node.op == "call_module":
         module = graph.get_submodule(str(node.target))
         rules = rules_for(module)
         return rules.cost(node, module, sizing) if rules is not None and rules.cost is not None else 0
     if isinstance(node.target, torch._ops.OpOverload):
         row = OPS.get(node.target.__name__)
-        return int(row.cost(node, sizing)) if row is not None and row.cost is not None else 0
+        return row.cost(node, sizing) if row is not None and row.cost is not None else 0
     return 0
+
+
+def _per_sample(graph: fx.GraphModule, sizing: Sizing) -> dict[str, int]:
+    counted: dict[str, int] = {}
+    for node in graph.graph.nodes:
+        if (count := node_cost(graph, node, sizing)) > 0:
+            name = str(node.target) if node.op == "call_module" else node.name
+            counted[name] = counted.get(name, 0) + count
+    batch = batch_of(graph)
+    return {name: count // batch for name, count in counted.items()}

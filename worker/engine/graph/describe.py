@@ -9,6 +9,7 @@ from torch import fx
 from models.inspection import GroupInfo, LayerInfo, NetworkFormat, NetworkInspection, Notice
 from worker.engine.graph.channels import Channels, analyse, tensor_named
 from worker.engine.graph.cost import macs, parameters
+from worker.engine.graph.sizes import sizes_of_network
 from worker.engine.subject import Subject
 
 
@@ -31,7 +32,11 @@ def describe_network(
         parameters=parameters(subject.graph),
         macs=sum(costs.values()),
         layers=_layers(channels, costs),
-        groups=[GroupInfo(id=group.id, units=len(group.units), layers=list(group.layers)) for group in channels.groups],
+        groups=[
+            GroupInfo(id=group.id, units=len(group.units), layers=list(group.layers), widths=list(group.widths))
+            for group in channels.groups
+        ],
+        sizes=sizes_of_network(channels),
         warnings=list(warnings),
     )
 
