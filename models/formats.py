@@ -229,12 +229,7 @@ ARCHIVES: tuple[ArchiveKind, ...] = (
     ArchiveKind(
         "a torch.package archive, which is Python source", _named(r"/\.data/extern_modules$"), Code.UNSAFE_PICKLE
     ),
-    ArchiveKind("a pt2 archive", _named(r"^[^/]+/models/[^/]+\.json$"), name="pt2"),
-    ArchiveKind(
-        "an exported program as torch before 2.8 wrote it, which holds pickles",
-        _named(r"serialized_(exported_program\.json|state_dict\.(pt|json))$"),
-        Code.UNSAFE_PICKLE,
-    ),
+    ArchiveKind("a pt2 archive", _named(r"^([^/]+/models/[^/]+|serialized_exported_program)\.json$"), name="pt2"),
     ArchiveKind(
         "a file of torch.save (a pickle in a zip archive), which can run code when it is read",
         _named(r"(^|/)data\.pkl$"),

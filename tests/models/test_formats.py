@@ -126,11 +126,6 @@ MEMBERS = {
         "TorchScript",
     ),
     "torch_package": (["p/.data/extern_modules", "p/model/model.pkl"], Code.UNSAFE_PICKLE, "torch.package"),
-    "older_export": (
-        ["serialized_exported_program.json", "serialized_state_dict.pt"],
-        Code.UNSAFE_PICKLE,
-        "before 2.8",
-    ),
     "npz": (["x.npy", "y.npy"], Code.UNKNOWN_FORMAT, "data set"),
     "images": (["cat/1.png", "dog/2.JPG"], Code.UNKNOWN_FORMAT, "images"),
     "keras": (["metadata.json", "config.json", "model.weights.h5"], Code.UNKNOWN_FORMAT, "Keras"),

@@ -16,7 +16,7 @@ from models.inspection import Notice, TensorInfo
 from models.reading import NOTHING_SAID, ReadOptions
 from worker.engine.graph.lift import compose
 from worker.engine.ingest import schema
-from worker.engine.ingest.archive import FORMAT, GRAPH, MAXIMUM_JSON_BYTES, Archive
+from worker.engine.ingest.archive import FORMAT, GRAPH, MAXIMUM_JSON_BYTES, OLD_GRAPH, Archive
 from worker.engine.ingest.named.read import export_named
 from worker.engine.ingest.names import safe_name, safe_names
 from worker.engine.ingest.precision import in_single_precision, precision_notice
@@ -26,7 +26,8 @@ from worker.engine.ingest.treespec import Tree, parse_treespec
 from worker.engine.ingest.trial import check_batch
 from worker.engine.ingest.weights import Tensors, read_tensors
 
-SCHEMA_MAJOR = 8
+SCHEMA_MAJORS = (7, 8)
+"""7.3 is of torch 2.5, 8.2 of 2.6, 8.8 of 2.8, 8.14 of 2.9, 8.20 of 2.13. What 8 changed is nothing that is read."""
 
 
 def read_network(path: Path, options: ReadOptions = NOTHING_SAID) -> Program:
@@ -55,14 +56,15 @@ def _read_pt2(path: Path) -> Program:
     try:
         if FORMAT in archive and archive.read(FORMAT, 16) != b"pt2":
             raise bad_archive("the archive does not say that it is a pt2 archive")
-        document = archive.read(GRAPH, MAXIMUM_JSON_BYTES)
-        version = schema.parse(schema.Version, document, GRAPH).schema_version
-        if version.major != SCHEMA_MAJOR:
+        name = OLD_GRAPH if OLD_GRAPH in archive else GRAPH
+        document = archive.read(name, MAXIMUM_JSON_BYTES)
+        version = schema.parse(schema.Version, document, name).schema_version
+        if version.major not in SCHEMA_MAJORS:
             raise rejected(
-                f"the file follows export schema {version.major}.{version.minor}; {SCHEMA_MAJOR}.x is read: "
-                "export it again with torch 2.11 to 2.13"
+                f"the file follows export schema {version.major}.{version.minor}; 7.x and 8.x are read: "
+                "export it again with torch 2.5 to 2.13"
             )
-        module = schema.parse(schema.ExportedProgram, document, GRAPH).graph_module
+        module = schema.parse(schema.ExportedProgram, document, name).graph_module
         tensors = read_tensors(archive)
     finally:
         archive.close()

@@ -27,9 +27,15 @@ def _expression(text: str) -> str:
     return text
 
 
+def _none(value: Any) -> Any:
+    """Torch before 2.7 wrote an empty list for true, the only value there is."""
+    return True if value == [] else value
+
+
 Name = Annotated[str, Field(min_length=1, max_length=1024)]
 Int = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
 Float = Annotated[float, BeforeValidator(_float)]
+IsNone = Annotated[bool, BeforeValidator(_none)]
 
 
 class Record(BaseModel):
@@ -104,7 +110,7 @@ class BoolOrName(Choice):
 
 class OptionalTensor(Choice):
     as_tensor: TensorName | None = None
-    as_none: bool | None = None
+    as_none: IsNone | None = None
 
 
 class SubGraph(Record):
@@ -115,7 +121,7 @@ class SubGraph(Record):
 class Argument(Choice):
     """What an operator is given. Kinds that no operator of ours takes (pickled objects, operators) are not declared."""
 
-    as_none: bool | None = None
+    as_none: IsNone | None = None
     as_tensor: TensorName | None = None
     as_tensors: list[TensorName] | None = None
     as_int: Int | None = None

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import math
 import re
 import sys
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +17,15 @@ from worker.engine.ingest.archive import (
     CONSTANTS,
     CONSTANTS_CONFIG,
     MAXIMUM_JSON_BYTES,
+    OLD_CONSTANTS,
+    OLD_WEIGHTS,
+    SAVED_CONSTANTS,
+    SAVED_WEIGHTS,
     WEIGHTS,
     WEIGHTS_CONFIG,
     Archive,
 )
+from worker.engine.ingest.named.pth import is_tensor, read_pth, trainable
 from worker.engine.ingest.rejected import rejected, shown
 from worker.engine.ingest.schema import Payload, PayloadConfig, SymbolicInt, TensorMeta, parse
 
@@ -55,6 +62,11 @@ def read_tensors(archive: Archive) -> Tensors:
     """All weights and constants. Raises `Failure` (network_rejected, bad_archive)."""
     if (BYTE_ORDER in archive and archive.read(BYTE_ORDER, 16) != b"little") or sys.byteorder != "little":
         raise rejected("the file was written on a big-endian machine; export it on a little-endian one")
+    for saved in ((OLD_WEIGHTS, OLD_CONSTANTS), (SAVED_WEIGHTS, SAVED_CONSTANTS)):
+        if any(name in archive for name in saved):
+            if WEIGHTS_CONFIG in archive or CONSTANTS_CONFIG in archive:
+                raise rejected("the file keeps tensors in two ways; no version of torch writes that")
+            return _saved_tensors(*(archive.read(name) for name in saved))
     weights = parse(PayloadConfig, archive.read(WEIGHTS_CONFIG, MAXIMUM_JSON_BYTES), WEIGHTS_CONFIG).config
     constants = parse(PayloadConfig, archive.read(CONSTANTS_CONFIG, MAXIMUM_JSON_BYTES), CONSTANTS_CONFIG).config
     reader = _Reader(archive)
@@ -65,6 +77,33 @@ def read_tensors(archive: Archive) -> Tensors:
             raise rejected(f"{shown(name)} is a weight and a constant at once")
         reader.add(name, payload, CONSTANTS)
     return Tensors(reader.values, frozenset(reader.parameters), frozenset(constants))
+
+
+def _saved_tensors(weights: bytes, constants: bytes) -> Tensors:
+    """From the two files of torch.save that torch before 2.9 kept in a `.pt2`. Their pickles are parsed, never run."""
+    values: dict[str, Tensor] = {}
+    parameters: dict[int, nn.Parameter] = {}
+    with read_pth(io.BytesIO(weights)) as saved:
+        for name, value in _by_name(saved.root).items():
+            values[name] = tensor = saved.tensor(name, value)
+            if (learns := trainable(value)) is not None:
+                values[name] = parameters.setdefault(id(tensor), _parameter(name, tensor, learns))
+    with read_pth(io.BytesIO(constants)) as saved:
+        found = _by_name(saved.root)
+        for name, value in found.items():
+            if name in values:
+                raise rejected(f"{shown(name)} is a weight and a constant at once")
+            values[name] = saved.tensor(name, value)
+    named = frozenset(name for name, value in values.items() if isinstance(value, nn.Parameter))
+    return Tensors(values, named, frozenset(found))
+
+
+def _by_name(root: Any) -> dict[str, Any]:
+    if not isinstance(root, dict) or not all(
+        isinstance(name, str) and is_tensor(value) for name, value in root.items()
+    ):
+        raise rejected("the file keeps something else than tensors by name where its weights and constants should be")
+    return root
 
 
 class _Reader:
