@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 _INPUT_SHAPE = re.compile(r"(?:(?P<name>.+):)?(?P<sizes>[0-9]{1,8}(?:,[0-9]{1,8}){0,7})", re.DOTALL)
 
@@ -55,6 +55,13 @@ Classes = Annotated[int, Field(ge=0, le=100_000)]
 """0 for a network without its classifier."""
 
 
+CLASSES_OF_TIMM = "`num_classes` is for `arch=timm/…`; a folder of transformers has it in its config.json"
+
+
+def classes_without_timm(arch: str | None, num_classes: int | None) -> bool:
+    return num_classes is not None and not (arch or "").startswith("timm/")
+
+
 class ReadOptions(BaseModel):
     """How to read a network's file. Stored with the network: its inspection and its jobs read it the same way.
 
@@ -65,6 +72,12 @@ class ReadOptions(BaseModel):
     input_shape: InputShapes = ()
     arch: Architecture | None = None
     num_classes: Classes | None = None
+
+    @model_validator(mode="after")
+    def _classes_of_timm(self) -> Self:
+        if classes_without_timm(self.arch, self.num_classes):
+            raise ValueError(CLASSES_OF_TIMM)
+        return self
 
     def identify(self, sha256: str) -> str:
         """A digest (64 hex digits) of the network as it is read: of its bytes alone where nothing was said."""

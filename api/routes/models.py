@@ -11,8 +11,8 @@ from api.errors import problems_of
 from api.services import completed, uploads
 from api.tus import ReprDigest
 from api.waiting import look_until
-from models.errors import Code
-from models.reading import InputShapes, ReadOptions
+from models.errors import Code, Failure, FieldProblem
+from models.reading import CLASSES_OF_TIMM, Architecture, Classes, InputShapes, ReadOptions, classes_without_timm
 from models.statuses import UploadStatus
 from models.tables import Network
 from models.views import NetworkDetail, NetworkPage, NetworkView
@@ -31,9 +31,21 @@ FromUpload = Annotated[
 ShapesOfInputs = Annotated[
     InputShapes,
     Query(
-        description="Sizes of an input that an ONNX file leaves open, the batch first: `1,3,224,224` for the only "
-        "input, else `name:1,3,224,224`, once for each. The batch stays free."
+        description="Sizes of an input that an ONNX file, or a named network, leaves open, the batch first: "
+        "`1,3,224,224` for the only input, else `name:1,3,224,224`, once for each. The batch stays free."
     ),
+]
+NameOfNetwork = Annotated[
+    Architecture | None,
+    Query(
+        description="For a file of weights alone, the network they belong to: `timm/resnet18` and every other name of "
+        "timm for safetensors or a `torch.save`d state dict; `transformers`, or `transformers/<class>`, for a zip of "
+        "`config.json` and safetensors. No code from the file runs."
+    ),
+]
+NumberOfClasses = Annotated[
+    Classes | None,
+    Query(description="Of a network of timm. Default: what the file's classifier has. 0: it has no classifier."),
 ]
 UPLOAD_PROBLEMS = problems_of(
     Code.EMPTY_FILE,
@@ -41,6 +53,8 @@ UPLOAD_PROBLEMS = problems_of(
     Code.FORMAT_MISMATCH,
     Code.UNSAFE_PICKLE,
     Code.TORCHSCRIPT_NOT_SUPPORTED,
+    Code.LEGACY_FORMAT,
+    Code.INVALID_REQUEST,
     Code.BAD_ARCHIVE,
     Code.USE_RAW_BODY,
     Code.UNSUPPORTED_MEDIA_TYPE,
@@ -83,11 +97,16 @@ async def create_model(
     name: UploadName = None,
     upload: FromUpload = None,
     input_shape: ShapesOfInputs = (),
+    arch: NameOfNetwork = None,
+    num_classes: NumberOfClasses = None,
     digest: ReprDigest = None,
 ) -> NetworkView:
     """Upload a network: the raw body is the file. It is inspected next; `GET …?wait=30` tells when."""
     limit = service.settings.max_model_bytes
-    given = ReadOptions(input_shape=input_shape)
+    if classes_without_timm(arch, num_classes):
+        problem = FieldProblem(pointer="/query/num_classes", message=CLASSES_OF_TIMM)
+        raise Failure(Code.INVALID_REQUEST, CLASSES_OF_TIMM, problems=(problem,))
+    given = ReadOptions(input_shape=input_shape, arch=arch, num_classes=num_classes)
     if upload is not None:
         row = await completed.use(service, request, Network, caller.tenant, upload, name, limit, given)
     else:

@@ -90,7 +90,7 @@ def _turn(
     if upload.size_bytes > limit_bytes:
         raise too_large(limit_bytes)
     shown = clean_name(name or upload.name)
-    blob = _published(service, table, upload, transfer, shown)
+    blob = _published(service, table, upload, transfer, shown, read_options)
     with service.database.transaction() as session:
         added = add_upload(
             session, table, tenant=tenant, name=shown, blob=blob, now=now(session), read_options=read_options
@@ -100,15 +100,22 @@ def _turn(
         return added
 
 
-def _published(service: Service, table: UploadTable, upload: ResumableUpload, transfer: Transfer, name: str) -> Blob:
+def _published(
+    service: Service,
+    table: UploadTable,
+    upload: ResumableUpload,
+    transfer: Transfer,
+    name: str,
+    read_options: ReadOptions | None,
+) -> Blob:
     """Also where it was published before: by a process that died then, or for a row of the other kind."""
     file = transfer.file
     if upload.sha256 is not None and file.size_bytes != upload.size_bytes:
         file.remove()  # `hold` has made it
         with service.blobs.open(upload.sha256) as stored:
-            refuse_by_first_bytes(table, stored.read(HEAD_BYTES), upload.size_bytes, name)
+            refuse_by_first_bytes(table, stored.read(HEAD_BYTES), upload.size_bytes, name, read_options)
         return Blob(upload.sha256, upload.size_bytes)
-    refuse_by_first_bytes(table, file.head(HEAD_BYTES), upload.size_bytes, name)
+    refuse_by_first_bytes(table, file.head(HEAD_BYTES), upload.size_bytes, name, read_options)
     return service.blobs.take_file(file.path, Blob(_hash(service, upload, transfer), upload.size_bytes))
 
 

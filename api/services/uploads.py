@@ -76,7 +76,7 @@ async def accept(
 
         try:
             async with aclosing(pieces), aclosing(in_chunks(pieces)) as chunks:
-                await _write_all(write, chunks, table, expected, clean_name(name))
+                await _write_all(write, chunks, table, expected, clean_name(name), read_options)
         except Failure as failure:
             if failure.code is Code.TOO_LARGE and limit < limit_bytes:
                 raise over_quota(settings.max_stored_bytes) from failure
@@ -97,6 +97,7 @@ async def _write_all(
     table: UploadTable,
     expected: int | None,
     name: str,
+    read_options: ReadOptions | None,
 ) -> None:
     """Receives a chunk while the one before is hashed and written in another thread."""
     writing: asyncio.Task[None] | None = None
@@ -104,12 +105,12 @@ async def _write_all(
         async for chunk in chunks:
             if writing is None:
                 size_bytes = len(chunk) if len(chunk) < CHUNK_BYTES else expected
-                refuse_by_first_bytes(table, chunk, size_bytes, name)
+                refuse_by_first_bytes(table, chunk, size_bytes, name, read_options)
             else:
                 await writing
             writing = asyncio.create_task(asyncio.to_thread(write, chunk))
         if writing is None:
-            refuse_by_first_bytes(table, b"", 0, name)
+            refuse_by_first_bytes(table, b"", 0, name, read_options)
     finally:
         # The writer's file is closed behind this: never while its thread still writes.
         if writing is not None:

@@ -59,30 +59,41 @@ def _parser() -> argparse.ArgumentParser:
         help="shape of an input with its batch, as 1,3,224,224 or 1,128:int64; once for each input",
     )
 
-    def add_input_shape(added: argparse.ArgumentParser) -> None:
+    def add_reading(added: argparse.ArgumentParser) -> None:
         added.add_argument(
             "--input-shape",
             action="append",
             default=[],
             metavar="[NAME:]SIZES",
-            help="sizes an ONNX file leaves open, the batch first, as 1,3,224,224; once for each input",
+            help="sizes an ONNX file or a named network leaves open, the batch first, as 1,3,224,224; once for each",
+        )
+        added.add_argument(
+            "--arch",
+            metavar="NAME",
+            help="the network that weights alone belong to: timm/resnet18; or transformers, for a folder (or its "
+            "uncompressed zip) of config.json and safetensors",
+        )
+        added.add_argument(
+            "--num-classes", type=int, help="of a timm network (default: what the file's classifier has)"
         )
 
     check = add("check", "read a network's file as the service would, on this machine")
     check.add_argument("file")
-    add_input_shape(check)
+    add_reading(check)
     check.add_argument("--json", action="store_true", help="everything that was found, as JSON")
 
-    upload = add("upload", "send a network (.pt2, .onnx) or a data set (.npz, zip of image folders)")
+    upload = add(
+        "upload", "send a network (.pt2, .onnx; weights with --arch) or a data set (.npz, zip of image folders)"
+    )
     upload.add_argument("file")
     upload.add_argument("--data", action="store_true", help="the file is a data set (default: by its ending)")
     upload.add_argument("--name")
-    add_input_shape(upload)
+    add_reading(upload)
 
     compress = add("compress", "send a network and data, wait, and fetch the result")
     compress.add_argument("file")
     compress.add_argument("--data", metavar="FILE", help="labelled or unlabelled samples")
-    add_input_shape(compress)
+    add_reading(compress)
     compress.add_argument("--preset", default="balanced", help="see the service's /presets (default: %(default)s)")
     compress.add_argument("-o", "--output", metavar="DIR", help="where the result goes (default: the job's id)")
 

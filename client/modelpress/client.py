@@ -14,6 +14,7 @@ from modelpress.job import Job
 from modelpress.outcomes import ApiError, UploadRejected
 from modelpress.transport import Progress, Transport
 from modelpress.types import Json, Network, StoredData, Upload
+from modelpress.weights_folder import as_one_file
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 _POLL_SECONDS = 20
@@ -119,17 +120,23 @@ class Networks(Uploads[Network]):
         name: str | None = None,
         *,
         input_shape: Sequence[str] = (),
+        arch: str | None = None,
+        num_classes: int | None = None,
         wait: bool = True,
         progress: Progress | None = None,
     ) -> Network:
         """Send a file; unless `wait` is false, return once the service has read it.
 
-        `input_shape` has the sizes that an ONNX file leaves open, the batch first: `["1,3,224,224"]` for the only
-        input, else `name:1,3,224,224` for each.
+        `input_shape` has the sizes that an ONNX file or a named network leaves open, the batch first:
+        `["1,3,224,224"]` for the only input, else `name:1,3,224,224` for each. `arch` is the network that a file of
+        weights belongs to: `timm/resnet18`, with `num_classes` where it is not what the file's classifier has; or
+        `transformers`, for a folder of `config.json` and safetensors, which may be given as it lies there.
 
         Raises ApiError when it is refused at once, UploadRejected when reading it fails.
         """
-        return self._upload(path, {"name": name, "input_shape": list(input_shape) or None}, wait, progress)
+        reading = {"input_shape": list(input_shape) or None, "arch": arch, "num_classes": num_classes}
+        with as_one_file(path) as file:
+            return self._upload(file, {"name": name or Path(path).resolve().name, **reading}, wait, progress)
 
 
 class Jobs:

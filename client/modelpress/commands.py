@@ -46,7 +46,7 @@ def prepare(options: Options) -> int:
 
 
 def check(options: Options) -> int:
-    found = check_file(options.file, options.input_shape)
+    found = check_file(options.file, **_reading(options))
     if options.json:
         print(json.dumps(found, indent=1))
         return 0
@@ -62,19 +62,23 @@ def check(options: Options) -> int:
     return 0
 
 
+def _reading(options: Options) -> dict[str, Any]:
+    return {"input_shape": options.input_shape, "arch": options.arch, "num_classes": options.num_classes}
+
+
 def upload(options: Options) -> int:
     with _client(options) as client:
-        if options.data or not options.file.endswith((".pt2", ".onnx")):
+        if options.data or not (options.arch or options.file.endswith((".pt2", ".onnx"))):
             sent = _send(client.datasets, options.file, options.name)
         else:
-            sent = _send(client.models, options.file, options.name, input_shape=options.input_shape)
+            sent = _send(client.models, options.file, options.name, **_reading(options))
         _out.print(sent.id)
     return 0
 
 
 def compress(options: Options) -> int:
     with _client(options) as client:
-        network = _send(client.models, options.file, input_shape=options.input_shape)
+        network = _send(client.models, options.file, **_reading(options))
         data: dict[str, Any] = {"dataset": _send(client.datasets, options.data)} if options.data else {}
         job = client.jobs.create(model=network, preset=options.preset, **data)
         status = _watch(job)

@@ -12,23 +12,29 @@ from pathlib import Path
 
 from modelpress.outcomes import ModelpressError, PrepareError, describe_error
 from modelpress.types import Json
+from modelpress.weights_folder import as_one_file
 
 
-def check(path: str | Path, input_shape: Sequence[str] = ()) -> Json:
+def check(
+    path: str | Path, input_shape: Sequence[str] = (), arch: str | None = None, num_classes: int | None = None
+) -> Json:
     """What the service would find in a network's file: format, inputs, outputs, layers, groups, warnings.
 
-    `input_shape` has the sizes that an ONNX file leaves open: `["1,3,224,224"]`, or `name:1,3,224,224` for each input.
+    `input_shape`, `arch` and `num_classes` are those of `Client().models.upload`.
 
     The reader runs in a process of its own and needs the engine: `pip install 'modelpress[worker]'`.
     Raises PrepareError when the service would refuse the file, ModelpressError when the engine is not installed.
     """
-    file = Path(path).resolve()
-    if not file.is_file():
+    if not Path(path).exists():
         raise PrepareError(f"There is no file {path}.")
+    with as_one_file(path) as file:
+        return _check(file.resolve(), {"input_shape": list(input_shape), "arch": arch, "num_classes": num_classes})
+
+
+def _check(file: Path, read: Json) -> Json:
     with tempfile.TemporaryDirectory(prefix="modelpress-check-") as folder:
         request = Path(folder) / "request.json"
-        network = {"path": str(file), "read": {"input_shape": list(input_shape)}}
-        request.write_text(json.dumps({"kind": "inspect_network", "network": network}))
+        request.write_text(json.dumps({"kind": "inspect_network", "network": {"path": str(file), "read": read}}))
         # -P: a folder `models` or `worker` where the person stands must not hide the engine's.
         done = subprocess.run(
             [sys.executable, "-P", "-m", "worker.engine", str(request)],

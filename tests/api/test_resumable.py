@@ -74,10 +74,10 @@ def test_the_same_upload_again_is_the_same_row_and_can_be_a_data_set_too(api: Ap
 def test_the_same_upload_to_be_read_otherwise_is_another_row(api: Api) -> None:
     upload = tus.sent(api.client, BODY)
     first = api.client.post("/models", params={"upload": upload}).json()
-    assert first["read_options"] == {"input_shape": []}
+    assert first["read_options"] == {"input_shape": [], "arch": None, "num_classes": None}
     shaped = {"upload": upload, "input_shape": "1,3,32,32"}
     second, again = (api.client.post("/models", params=shaped).json() for _ in range(2))
-    assert second["read_options"] == {"input_shape": ["1,3,32,32"]}
+    assert second["read_options"] == {**first["read_options"], "input_shape": ["1,3,32,32"]}
     assert again == second
     assert first["id"] != second["id"]
 

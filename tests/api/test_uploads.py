@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
+from models.formats import LEGACY_TORCH
 from models.settings import Settings
 from tests.api import stories
 from tests.api.serving import Api
@@ -77,15 +78,56 @@ def test_a_network_shows_what_inspection_found_with_its_layers_only_in_full(api:
 def test_the_shapes_of_inputs_are_kept_with_the_network_and_checked_first(api: Api) -> None:
     shapes = ["ids:1,128", "mask:1,128"]
     response = api.client.post("/models", params={"input_shape": shapes}, content=stories.a_pt2())
-    assert response.json()["read_options"] == {"input_shape": shapes}
+    assert response.json()["read_options"] == {"input_shape": shapes, "arch": None, "num_classes": None}
     shown = api.client.get(response.headers["location"]).json()
-    assert shown["read_options"] == {"input_shape": shapes}
+    assert shown["read_options"] == {"input_shape": shapes, "arch": None, "num_classes": None}
     wrong = api.client.post("/models", params={"input_shape": ["3x224x224"]}, content=stories.a_pt2())
     problem = problem_of(wrong, 422, "invalid_request")
     assert problem["errors"][0]["pointer"] == "/query/input_shape/0"
     assert "`1,3,224,224`" in problem["errors"][0]["message"]
     two = api.client.post("/models", params={"input_shape": ["1,3", "1,4"]}, content=stories.a_pt2())
     assert problem_of(two, 422, "invalid_request")["errors"][0]["pointer"] == "/query/input_shape"
+
+
+def _weights() -> bytes:
+    header = b'{"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    return len(header).to_bytes(8, "little") + header + bytes(4)
+
+
+def test_weights_are_taken_with_the_name_of_their_network_and_only_then(api: Api) -> None:
+    response = api.client.post("/models", params={"arch": "timm/resnet18", "num_classes": "10"}, content=_weights())
+    assert response.status_code == 201
+    assert response.json()["read_options"] == {"input_shape": [], "arch": "timm/resnet18", "num_classes": 10}
+    refused = api.client.post("/models", content=_weights())
+    assert "?arch=timm/resnet18" in problem_of(refused, 422, "unknown_format")["detail"]
+
+
+@pytest.mark.parametrize(
+    "arch", ["resnet18", "timm/", "timm/hf_hub:x", "timm/../x", "transformers/os.x", "x/y"]
+)
+def test_the_name_of_a_network_is_a_name(api: Api, arch: str) -> None:
+    refused = api.client.post("/models", params={"arch": arch}, content=_weights())
+    problem = problem_of(refused, 422, "invalid_request")
+    assert problem["errors"][0]["pointer"] == "/query/arch"
+    assert "timm/resnet18" in problem["errors"][0]["message"]
+
+
+@pytest.mark.parametrize("arch", [None, "transformers"])
+def test_classes_are_counted_for_networks_of_timm_alone(api: Api, arch: str | None) -> None:
+    params = {"num_classes": "10"} | ({"arch": arch} if arch else {})
+    problem = problem_of(api.client.post("/models", params=params, content=_weights()), 422, "invalid_request")
+    assert problem["errors"][0]["pointer"] == "/query/num_classes"
+
+
+@pytest.mark.parametrize("content", [b"\x08\x08\x12\x07pytorch" + bytes(60), stories.a_pt2()], ids=["onnx", "pt2"])
+def test_a_file_that_holds_its_network_is_not_named(api: Api, content: bytes) -> None:
+    refused = api.client.post("/models", params={"arch": "timm/resnet18"}, content=content)
+    assert problem_of(refused, 422, "invalid_request")["errors"][0]["pointer"] == "/query/arch"
+
+
+def test_a_state_dict_from_before_torch_1_6_is_refused_with_the_way_out(api: Api) -> None:
+    refused = api.client.post("/models", params={"arch": "timm/resnet18"}, content=LEGACY_TORCH + bytes(60))
+    assert "1.6" in problem_of(refused, 422, "legacy_format")["detail"]
 
 
 def test_a_rejected_upload_says_why_and_what_to_do(api: Api) -> None:
