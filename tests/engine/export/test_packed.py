@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import zipfile
 from pathlib import Path
@@ -172,12 +173,21 @@ def test_what_is_stored_whole_is_read_by_any_safetensors_reader(tmp_path: Path) 
     with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
         assert torch.equal(file.get_tensor("fc.bias"), subject.graph.get_parameter("fc.bias"))
         assert "layer3.1.conv2.weight.mask" in file.keys()  # noqa: SIM118
-        assert file.metadata()["format"] == "modelpress-packed"
+        assert json.loads(file.metadata()["modelpress-packed"])["layout"] == 1
+
+
+def test_the_same_network_gives_the_same_bytes(tmp_path: Path) -> None:
+    contents = []
+    for name in ("once", "twice"):
+        subject = sparse("gru", tmp_path)
+        export_packed(subject.graph, subject, tmp_path / f"{name}.safetensors")
+        contents.append((tmp_path / f"{name}.safetensors").read_bytes())
+    assert contents[0] == contents[1]
 
 
 def test_another_file_is_not_taken_for_a_packed_one(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(2)}, tmp_path / "plain.safetensors")
-    save_file({"a": torch.zeros(2)}, tmp_path / "newer.safetensors", {"format": "modelpress-packed", "layout": "2"})
+    save_file({"a": torch.zeros(2)}, tmp_path / "newer.safetensors", {"modelpress-packed": '{"layout": 2}'})
     for name in ("plain", "newer"):
         with pytest.raises(ValueError, match="not a file of the format modelpress-packed, layout 1"):
             unpack(tmp_path / f"{name}.safetensors")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
@@ -40,10 +41,10 @@ _Parts = dict[str, Tensor]
 
 def export_packed(graph: fx.GraphModule, subject: Subject, path: Path) -> None:
     """Write `graph` (`subject.network()` or `subject.original`) as `export_pt2` would, and pack that."""
-    archive = path.with_suffix(".part")
-    export_pt2(graph, subject, archive)
-    pack(archive, path)
-    archive.unlink()
+    with tempfile.TemporaryDirectory(prefix="packing-", dir=path.parent) as scratch:
+        archive = Path(scratch) / "network.pt2"
+        export_pt2(graph, subject, archive)
+        pack(archive, path)
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,8 @@ def pack(archive: Path, path: Path) -> None:
                 row |= {"codec": chosen, "items": weight.values.numel(), "item_bytes": weight.values.element_size()}
             rows.append(row | ({"planes": planes} if planes else {}))
         tensors[PROGRAM] = _program(source, {f"{folder}/{weight.file}" for weight in weights})
-    manifest = json.dumps({"folder": folder, "weights": rows}, separators=(",", ":"))
-    save_file(tensors, path, {"format": FORMAT, "layout": str(LAYOUT), "manifest": manifest})
+    manifest = json.dumps({"layout": LAYOUT, "folder": folder, "weights": rows}, separators=(",", ":"))
+    save_file(tensors, path, {FORMAT: manifest})
 
 
 def _weights(source: zipfile.ZipFile) -> tuple[str, list[_Weight]]:
@@ -160,10 +161,10 @@ def _plane(content: bytes) -> bytes:
 
 def _program(source: zipfile.ZipFile, weights: set[str]) -> Tensor:
     content = io.BytesIO()
-    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as target:
+    with zipfile.ZipFile(content, "w") as target:
         for name in source.namelist():
             if name not in weights:
-                target.writestr(name, source.read(name))
+                target.writestr(zipfile.ZipInfo(name), source.read(name), zipfile.ZIP_DEFLATED, 9)
     return _as_tensor(content.getvalue())
 
 

@@ -3,8 +3,9 @@
 `client/modelpress/unpack.py` is this file, so that what proves a job's result is what its owner loads it with.
 
 A packed file is a safetensors file. The entry `.program` is a zip archive of everything in the `.pt2` but the weights.
-Its metadata names the format and has a manifest: the folder of the weights in the archive, and for each its file, its
-name and, unless it is `dense`, its codec, how many items it has and the bytes of one. The parts of a codec are entries
+Its metadata has a manifest under the name of the format: the version of the layout, the folder of the weights in the
+archive, and for each its file, its name and, unless it is `dense`, its codec, how many items it has and the bytes of
+one. The parts of a codec are entries
 of their own, `name.part`; a dense weight is the entry `name`. A part is stored as it is, under its own type, or in
 `planes`: plane k has the k-th byte of each of its items and is deflated when it is shorter than their count.
 """
@@ -35,8 +36,8 @@ def unpack(path: str | os.PathLike[str]) -> io.BytesIO:
     file = np.memmap(path, np.uint8, mode="r")
     start = 8 + int.from_bytes(file[:8].tobytes(), "little")
     entries: dict[str, Any] = json.loads(file[8:start].tobytes())
-    metadata = entries.pop("__metadata__", {})
-    if metadata.get("format") != FORMAT or metadata.get("layout") != str(LAYOUT):
+    manifest = json.loads(entries.get("__metadata__", {}).get(FORMAT, "{}"))
+    if manifest.get("layout") != LAYOUT:
         raise ValueError(f"not a file of the format {FORMAT}, layout {LAYOUT}: a newer modelpress may read it")
 
     def stored(entry: str) -> Bytes:
@@ -48,7 +49,6 @@ def unpack(path: str | os.PathLike[str]) -> io.BytesIO:
         with zipfile.ZipFile(io.BytesIO(stored(PROGRAM).tobytes())) as program:
             for name in program.namelist():
                 target.writestr(name, program.read(name))
-        manifest = json.loads(metadata["manifest"])
         for weight in manifest["weights"]:
             codec = CODECS[weight.get("codec", DENSE)]
             parts = {
