@@ -15,15 +15,16 @@ MAX_PROBLEMS = 50
 _NOTHING = object()
 
 
-def json_pointer(location: Sequence[str | int], document: Any) -> str:
-    """Drops the parts of a location that name union branches, which are no part of the document."""
+def json_pointer(location: Sequence[str | int], document: Any, *, missing: bool = False) -> str:
+    """Drops the parts of a location that name union branches, which are no part of the document; `missing`: nor is the
+    last part, a field that should be."""
     pointer = ""
     current = document
     for index, part in enumerate(location):
         found = _inside(current, part)
         if found is _NOTHING:
             is_missing_field = index == len(location) - 1 and isinstance(current, dict)
-            if not is_missing_field:
+            if not (missing and is_missing_field):
                 continue
         else:
             current = found
@@ -76,6 +77,7 @@ def field_problems(errors: Sequence[Any], body: Any = None) -> tuple[FieldProble
         if location and location[0] in ("query", "header", "path"):
             pointer = "/" + "/".join(str(part) for part in location)
         else:
-            pointer = json_pointer(location[1:] if location[:1] == ["body"] else location, body)
+            inside = location[1:] if location[:1] == ["body"] else location
+            pointer = json_pointer(inside, body, missing=error["type"] == "missing")
         problems.append(FieldProblem(pointer=pointer, message=_message(error), allowed=_allowed(error)))
     return tuple(problems)

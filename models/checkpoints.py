@@ -14,10 +14,10 @@ _SOURCES = Path(__file__).resolve().parent.parent
 
 @lru_cache
 def code_version() -> str:
-    """SHA-256 over the engine's source and the spec's: a changed engine never resumes what an older one saved."""
+    """SHA-256 over the sources of the engine and of `models`: a changed one never resumes what an older one saved."""
     digest = hashlib.sha256()
     engine = _SOURCES / "worker" / "engine"
-    for path in [*sorted(engine.rglob("*.py")), *sorted((_SOURCES / "models").glob("spec*.py"))]:
+    for path in [*sorted(engine.rglob("*.py")), *sorted((_SOURCES / "models").glob("*.py"))]:
         body = path.read_bytes()
         digest.update(f"{path.relative_to(_SOURCES).as_posix()} {len(body)}\n".encode())
         digest.update(body)

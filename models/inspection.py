@@ -43,12 +43,15 @@ class LayerInfo(_Frozen):
 
 class GroupInfo(_Frozen):
     """Channels that can only be removed together. `units` is how many such channels there are; `widths` how many output
-    channels of those layers that multiply one unit is (a head is many)."""
+    channels of those layers that multiply one unit is (a head is many). `heads`: a unit is an attention head.
+    `consumers` are the layers whose input features the units are."""
 
     id: str
     units: int
     layers: list[str]
     widths: list[int] = [1]
+    heads: bool = False
+    consumers: list[str] = []
 
 
 NetworkFormat = Literal["pt2", "safetensors", "pth", "transformers"]

@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from models.spec_prune import Amount, PruneStep
+from models.spec_prune import Amount, LayerAmount, PruneChoice, PruneStep, Quantity, Schedule, Target
 from models.spec_sparsify import Blocks, LayerSparsity, NOfM, SparsifyStep
-from models.spec_train import Distill, FinetuneStep
+from models.spec_train import Distill, FinetuneStep, Loss, Training
 from models.spec_types import LayerChoice, Strict
 
 __all__ = [
@@ -19,19 +19,26 @@ __all__ = [
     "Distill",
     "ExportFormat",
     "FinetuneStep",
+    "LayerAmount",
     "LayerChoice",
     "LayerSparsity",
     "Limits",
+    "Loss",
     "Metric",
     "NOfM",
+    "PruneChoice",
     "PruneStep",
+    "Quantity",
     "QuantizeStep",
     "Require",
+    "Schedule",
     "SparsifyStep",
     "Spec",
     "Step",
     "Strict",
+    "Target",
     "Task",
+    "Training",
     "Transform",
 ]
 

@@ -8,6 +8,8 @@ from pydantic import ConfigDict, Field
 
 from models.spec_types import Strict
 
+Loss = Literal["task", "distill", "both"]
+
 
 class Distill(Strict):
     """Learn from the outputs of the original network (Hinton et al., 2015)."""
@@ -23,17 +25,20 @@ class Distill(Strict):
     )
 
 
-class FinetuneStep(Strict):
-    """Train the network for a few epochs and keep the best checkpoint."""
+class Training(Strict):
+    """How to train: what every step that does has in common."""
 
-    step: Literal["finetune"]
-    epochs: Annotated[int, Field(ge=1, le=1000)] = 5
     learning_rate: Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)] = Field(
         default=5e-4, description="Peak of a one-cycle schedule: linear warm-up, then cosine to zero (AdamW)."
     )
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 1e-4
     batch_size: Annotated[int, Field(ge=1, le=4096)] = 64
-    loss: Literal["task", "distill", "both"] | None = Field(
-        default=None, description="Default: `both` with labels and a task, else `distill`."
-    )
+    loss: Loss | None = Field(default=None, description="Default: `both` with labels and a task, else `distill`.")
     distill: Distill = Distill()
+
+
+class FinetuneStep(Training):
+    """Train the network for a few epochs and keep the best checkpoint."""
+
+    step: Literal["finetune"]
+    epochs: Annotated[int, Field(ge=1, le=1000)] = 5

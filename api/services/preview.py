@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from fnmatch import fnmatchcase
-
 from api.services.specs import CheckedSpec
-from models.spec import PruneStep, Spec
+from models.inspection import GroupInfo
+from models.prune_policy import layers_of, policy_for
+from models.spec import PruneStep, Quantity, Spec
 from models.tables import dump
 from models.views import DryRun, DryRunGroup, ExpectedStep
 
@@ -15,7 +15,7 @@ def preview(checked: CheckedSpec) -> DryRun:
     groups = [
         DryRunGroup(
             **group.model_dump(),
-            skipped=bool(prunes) and all(_is_skipped(group.layers, step) for step in prunes),
+            skipped=bool(prunes) and all(_is_skipped(step, group) for step in prunes),
         )
         for group in checked.network.groups
     ]
@@ -26,8 +26,19 @@ def preview(checked: CheckedSpec) -> DryRun:
     )
 
 
-def _is_skipped(layers: list[str], step: PruneStep) -> bool:
-    return any(fnmatchcase(layer, choice.match) for layer in layers for choice in step.layers)
+def _is_skipped(step: PruneStep, group: GroupInfo) -> bool:
+    layers = layers_of(step, group)
+    return not layers or policy_for(step, layers).skip
+
+
+def _left(step: PruneStep, quantity: Quantity, before: int | None) -> int | None:
+    """Of a quantity, where the amount is said in it."""
+    amount = step.amount
+    if amount is None or amount.quantity != quantity:
+        return None
+    if amount.left is not None:
+        return round(amount.left)
+    return None if before is None or amount.fraction is None else round(before * (1 - amount.fraction))
 
 
 def _expected(spec: Spec, macs: int | None, parameters: int | None) -> list[ExpectedStep]:
@@ -35,9 +46,7 @@ def _expected(spec: Spec, macs: int | None, parameters: int | None) -> list[Expe
     expected = []
     for index, step in enumerate(spec.steps or ()):
         if isinstance(step, PruneStep):
-            kept = 1 - step.amount.fraction
-            quantity = step.amount.quantity
-            macs = round(macs * kept) if macs is not None and quantity == "macs" else None
-            parameters = round(parameters * kept) if parameters is not None and quantity == "parameters" else None
+            macs = _left(step, "macs", macs)
+            parameters = _left(step, "parameters", parameters)
         expected.append(ExpectedStep(index=index, step=step.step, macs=macs, parameters=parameters))
     return expected

@@ -107,6 +107,7 @@ def test_a_malformed_request_is_a_400(api: Api, head: bytes) -> None:
 def test_a_pointer_names_what_was_sent_and_no_branch_of_a_union() -> None:
     document = {"steps": [{"step": "prune", "amount": {"macs": 2}}], "a/b": {"~": 1}}
     assert json_pointer(("steps", 0, "prune", "amount", "macs"), document) == "/steps/0/amount/macs"
-    assert json_pointer(("steps", 0, "prune", "criterion"), document) == "/steps/0/criterion"
+    assert json_pointer(("steps", 0, "prune", "criterion"), document, missing=True) == "/steps/0/criterion"
+    assert json_pointer(("steps", 0, "prune"), document) == "/steps/0"
     assert json_pointer(("a/b", "~"), document) == "/a~1b/~0"
     assert json_pointer((), document) == ""

@@ -39,14 +39,14 @@ def test_every_wrong_field_is_pointed_at_with_what_is_allowed(api: Api) -> None:
         "/steps/1",
         "/steps/2/epochs",
         "/steps/2/distill/from",
-        "/steps/3/amount",
+        "/steps/3",
         "/seed",
         "/a~1b~0c",
         "/limits/timeout_s",
     }
     assert pointed["/steps/0/criterion"]["allowed"] == list(CRITERIA)
     assert pointed["/steps/1"]["allowed"] == ["prune", "sparsify", "finetune", "quantize"]
-    assert "required" in pointed["/steps/3/amount"]["message"]
+    assert pointed["/steps/3"]["message"] == "give amount, here or for some layers"
     assert "/schema/job" in problem["hint"]
 
 

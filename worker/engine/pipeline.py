@@ -16,13 +16,13 @@ from models.events import EngineEvent, FinishedEvent, StepEvent
 from models.messages import CompressRequest
 from models.report import Measurement, StepReport
 from models.rules import check, resolve
-from models.spec import FinetuneStep, PruneStep, QuantizeStep, SparsifyStep
+from models.spec import FinetuneStep, PruneStep, QuantizeStep, SparsifyStep, Step
 from models.statuses import Phase
 from worker.engine.assess import assess, deciding
 from worker.engine.checkpoint import Checkpoints, restore_checkpoint
 from worker.engine.data.dataset import open_dataset
 from worker.engine.data.inspect import inspect_dataset
-from worker.engine.deliver import REPORT, deliver
+from worker.engine.deliver import EXPORTERS, REPORT, deliver
 from worker.engine.graph.describe import describe_network
 from worker.engine.graph.lift import lift
 from worker.engine.ingest.read import read_network
@@ -33,6 +33,7 @@ from worker.engine.quantize.step import run as quantize
 from worker.engine.run import Run
 from worker.engine.sparsify.step import run as sparsify
 from worker.engine.subject import StepState, Subject
+from worker.engine.timing import Stopwatch
 from worker.engine.train.step import run as finetune
 
 STEPS: dict[type, Callable[[Subject, Any, Run], dict[str, Any]]] = {
@@ -72,6 +73,7 @@ def compress(request: CompressRequest, emit: Callable[[EngineEvent], None]) -> N
     _warn_of_a_baseline_at_chance(run, baseline)
 
     subject, done, run.state = _resume(subject, run, request, keys)
+    run.train, run.latency = finetune, _stopwatch(subject, run, request)
     reports = _take_steps(subject, run, Checkpoints(subject, run, keys), done)
     deliver(subject, run, request, baseline, reports)
     emit(FinishedEvent(report=REPORT))
@@ -163,13 +165,26 @@ def _take_steps(subject: Subject, run: Run, checkpoints: Checkpoints, done: list
         run.state = None
         reports.append(report)
         run.emit(StepEvent(report=report))
-        if isinstance(step, FinetuneStep) and details["cut_short"]:
+        if details.get("cut_short"):
             rest = "".join(f", {later.step} left out" for later in steps[index + 1 :])
-            _cut_short(run, f"{step.step} ended with epoch {details['epochs']} of {step.epochs}{rest}")
+            _cut_short(run, f"{step.step} ended with {_how_far(step, details)}{rest}")
             break
         checkpoints.after_step(reports)
     run.step_index = None
     return reports
+
+
+def _how_far(step: Step, details: dict[str, Any]) -> str:
+    if isinstance(step, PruneStep) and step.schedule is not None:
+        return f"round {len(details['rounds'])} of {step.schedule.rounds}"
+    assert isinstance(step, FinetuneStep)
+    return f"epoch {details['epochs']} of {step.epochs}"
+
+
+def _stopwatch(subject: Subject, run: Run, request: CompressRequest) -> Stopwatch:
+    """In the format whose figures the report begins with."""
+    form = run.spec.export[0]
+    return Stopwatch(subject, run, request.threads, form, EXPORTERS[form])
 
 
 def _cut_short(run: Run, what: str) -> None:

@@ -7,16 +7,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import fx
 
 from models.events import EngineEvent, MetricEvent, PhaseEvent, ProgressEvent, WarningEvent
 from models.inspection import Notice
-from models.spec import Spec
+from models.report import Latency
+from models.spec import FinetuneStep, Spec
 from models.statuses import Phase
 from worker.engine.interrupts import Interrupts
-from worker.engine.subject import StepState
+from worker.engine.subject import StepState, Subject
 
 if TYPE_CHECKING:
     from worker.engine.data.dataset import Dataset
@@ -29,6 +31,8 @@ class Run:
     `shares` says how the work divides: (start, width) in percent of the part that runs now.
     `keep_state` takes the state inside a step; `state` is the one to go on from, where there is one.
     `cut_short` says, once the time is up, what was left undone.
+    `train` is the finetune step, for steps that train in between; `latency` exports a network and measures it and the
+    original side by side.
     """
 
     spec: Spec
@@ -41,6 +45,8 @@ class Run:
     state: StepState | None = None
     keep_state: Callable[[StepState], None] = lambda state: None
     cut_short: str | None = None
+    train: Callable[[Subject, FinetuneStep, Run], dict[str, Any]] | None = None
+    latency: Callable[[fx.GraphModule], tuple[Latency, Latency]] | None = None
     warnings: list[Notice] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     _share: tuple[float, float] = (0.0, 100.0)
@@ -58,6 +64,14 @@ class Run:
         """From now on `progress` fills the part of the bar from `start` to `start + width` percent."""
         self._share = (start, width)
         self.progress(0.0)
+
+    @contextmanager
+    def part(self, start: float, width: float) -> Iterator[None]:
+        """Inside the block `progress` fills the part of the current part from `start`, `width` wide (both 0 to 1)."""
+        whole = self._share
+        self.share(whole[0] + whole[1] * start, whole[1] * width)
+        yield
+        self._share = whole
 
     def progress(self, fraction: float, epoch: int | None = None, epochs: int | None = None) -> None:
         """Say that `fraction` (0 to 1) of the current part is done."""

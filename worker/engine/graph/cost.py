@@ -40,6 +40,13 @@ def parameters_after(plan: Cut) -> int:
     return sum(math.prod(plan.parameter(name)) for name, _ in plan.channels.graph.named_parameters())
 
 
+def bytes_after(plan: Cut) -> int:
+    """Of the weights in a file once `plan` is carried out: parameters and buffers, shared ones once."""
+    graph = plan.channels.graph
+    tensors = (*graph.named_parameters(), *graph.named_buffers())
+    return sum(math.prod(plan.parameter(name)) * tensor.element_size() for name, tensor in tensors)
+
+
 class _AsIs:
     def __init__(self, graph: fx.GraphModule) -> None:
         self.graph = graph

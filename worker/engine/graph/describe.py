@@ -9,6 +9,7 @@ from torch import fx
 from models.inspection import GroupInfo, LayerInfo, NetworkFormat, NetworkInspection, Notice
 from worker.engine.graph.channels import Channels, analyse, tensor_named
 from worker.engine.graph.cost import macs, parameters
+from worker.engine.graph.roles import consumers, head_units
 from worker.engine.graph.sizes import sizes_of_network
 from worker.engine.subject import Subject
 
@@ -32,13 +33,25 @@ def describe_network(
         parameters=parameters(subject.graph),
         macs=sum(costs.values()),
         layers=_layers(channels, costs),
-        groups=[
-            GroupInfo(id=group.id, units=len(group.units), layers=list(group.layers), widths=list(group.widths))
-            for group in channels.groups
-        ],
+        groups=_groups(channels),
         sizes=sizes_of_network(channels),
         warnings=list(warnings),
     )
+
+
+def _groups(channels: Channels) -> list[GroupInfo]:
+    heads = head_units(channels)
+    return [
+        GroupInfo(
+            id=group.id,
+            units=len(group.units),
+            layers=list(group.layers),
+            widths=list(group.widths),
+            heads=group.units[0] in heads,
+            consumers=list(consumers(channels, group)),
+        )
+        for group in channels.groups
+    ]
 
 
 def _layers(channels: Channels, costs: dict[str, int]) -> list[LayerInfo]:

@@ -5,69 +5,68 @@ How much is left is recounted by arithmetic on labels, so the search never runs 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from models.spec import Amount
-from worker.engine.graph.channels import Channels, Group
-from worker.engine.graph.cost import macs_after, parameters_after
-from worker.engine.graph.cut import Cut
+from models.prune_policy import Policy, removable_counts
+from worker.engine.graph.channels import Group
 from worker.engine.score.slices import Scores
 
 NEAR = 0.02
 """How far the fraction reached may be from the one asked for before it is called a miss."""
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A group that may shrink. `order` has its units, the least important first; `choices` are the counts of
-    units that may go, none first: what stays then makes the channels of its layers multiples of `round_to`."""
-
-    group: Group
-    scores: Scores
-    order: tuple[int, ...]
-    choices: tuple[int, ...]
-
-    @classmethod
-    def of(cls, group: Group, scores: Scores, round_to: int) -> Candidate:
-        order = np.argsort(scores, kind="stable")
-        step = math.lcm(*(round_to // math.gcd(round_to, width) for width in group.widths))
-        units = len(group.units)
-        choices = (0, *(units - left for left in range((units - 1) // step * step, 0, -step)))
-        return cls(group, scores, tuple(np.asarray(group.units)[order].tolist()), choices)
-
-    def nearest(self, wanted: float) -> int:
-        """The place in `choices` nearest to `wanted` units; the smaller removal when two are equally near."""
-        return int(np.argmin([abs(choice - wanted) for choice in self.choices]))
-
 
 Levels = tuple[int, ...]
 """For each candidate, the place in its `choices`."""
 
 
 @dataclass(frozen=True)
-class Selection:
-    """What goes, and the fraction of the quantity that goes with it. `why` says what kept it from coming nearer."""
+class Candidate:
+    """A group that may shrink. `order` has its units, the least important first; `choices` are the counts of units
+    that its policy lets go, none first; `gone` of its units went in earlier rounds."""
 
-    removed: tuple[int, ...]
-    reached: float
-    why: str | None
+    group: Group
+    policy: Policy
+    scores: Scores
+    order: tuple[int, ...]
+    choices: tuple[int, ...]
+    gone: int = 0
+
+    @classmethod
+    def of(cls, group: Group, policy: Policy, scores: Scores, gone: int = 0) -> Candidate:
+        order = np.asarray(group.units)[np.argsort(scores, kind="stable")]
+        choices = removable_counts(len(group.units), group.widths, policy, len(group.units) + gone)
+        return cls(group, policy, scores, tuple(order.tolist()), tuple(choices), gone)
+
+    @property
+    def units_at_start(self) -> int:
+        return len(self.order) + self.gone
+
+    def nearest(self, wanted: float) -> int:
+        """The place in `choices` nearest to `wanted` units; the smaller removal when two are equally near."""
+        return int(np.argmin([abs(choice - wanted) for choice in self.choices]))
+
+    def at_most(self, count: int) -> int:
+        """The place in `choices` of the largest removal of no more than `count` units."""
+        return sum(choice <= count for choice in self.choices) - 1
 
 
-def select(channels: Channels, candidates: Sequence[Candidate], amount: Amount, scope: str) -> Selection:
-    """Choose units until `amount` is removed, as near as `round_to` allows.
+@dataclass(frozen=True)
+class Goal:
+    """`gone` is the fraction of a quantity that goes with some units; `wanted` is to go, `near` is near enough."""
 
-    `global` takes the smallest scores of all candidates together; `layer` the same fraction of each. Channels are
-    counted over the candidates, parameters and multiply-accumulates over the whole network.
-    """
-    gone = _meter(channels, candidates, amount)
-    levels = _search(_ranked(candidates) if scope == "global" else _alike(candidates), gone, amount.fraction)
-    levels = _refine(candidates, levels, gone, amount.fraction)
-    reached = gone(levels)
-    return Selection(removed_by(candidates, levels), reached, _why(candidates, reached, amount.fraction))
+    gone: Callable[[tuple[int, ...]], float]
+    wanted: float
+    near: float = NEAR
+
+
+@dataclass(frozen=True)
+class Path:
+    """Levels that only grow along `length` positions."""
+
+    length: int
+    at: Callable[[int], Levels]
 
 
 def removed_by(candidates: Sequence[Candidate], levels: Levels) -> tuple[int, ...]:
@@ -76,87 +75,66 @@ def removed_by(candidates: Sequence[Candidate], levels: Levels) -> tuple[int, ..
     return tuple(sorted(u for candidate, level in pairs for u in candidate.order[: candidate.choices[level]]))
 
 
-def _meter(channels: Channels, candidates: Sequence[Candidate], amount: Amount) -> Callable[[Levels], float]:
-    """The fraction of the quantity that goes at given levels."""
-    total_channels = sum(len(candidate.order) for candidate in candidates)
-    count = parameters_after if amount.quantity == "parameters" else macs_after
-    whole = count(Cut(channels, ())) if amount.quantity != "channels" else total_channels
-    known: dict[Levels, float] = {}
-
-    def gone(levels: Levels) -> float:
-        if levels not in known:
-            removed = removed_by(candidates, levels)
-            left = total_channels - len(removed) if amount.quantity == "channels" else count(Cut(channels, removed))
-            known[levels] = 1 - left / whole
-        return known[levels]
-
-    return gone
-
-
-@dataclass(frozen=True)
-class _Path:
-    """Levels that only grow along `length` positions."""
-
-    length: int
-    at: Callable[[int], Levels]
-
-
-def _ranked(candidates: Sequence[Candidate]) -> _Path:
-    """Position k: the k smallest scores of all are gone, as far as steps allow."""
-    scores = np.concatenate([np.sort(candidate.scores, kind="stable") for candidate in candidates])
-    owners = np.concatenate([np.full(len(candidate.order), i) for i, candidate in enumerate(candidates)])
+def ranked(candidates: Sequence[Candidate], fixed: Sequence[int | None]) -> Path:
+    """Position k: the k smallest scores of all that are not fixed are gone, as far as their choices allow."""
+    free = [candidate for candidate, level in zip(candidates, fixed, strict=True) if level is None]
+    scores = np.concatenate([np.sort(candidate.scores, kind="stable") for candidate in free] or [np.zeros(0)])
+    owners = np.concatenate([np.full(len(each.order), i) for i, each in enumerate(free)] or [np.zeros(0, int)])
     owners = owners[np.argsort(scores, kind="stable")]
 
     def at(position: int) -> Levels:
-        counts = np.bincount(owners[:position], minlength=len(candidates))
-        return tuple(candidate.nearest(count) for candidate, count in zip(candidates, counts.tolist(), strict=True))
+        counts = iter(np.bincount(owners[:position], minlength=len(free)).tolist())
+        pairs = zip(candidates, fixed, strict=True)
+        return tuple(each.nearest(next(counts)) if level is None else level for each, level in pairs)
 
-    return _Path(len(owners), at)
+    return Path(len(owners), at)
 
 
-def _alike(candidates: Sequence[Candidate]) -> _Path:
-    """Position k of a thousand: k thousandths of every candidate's units are gone, as far as steps allow."""
+def alike(candidates: Sequence[Candidate], fixed: Sequence[int | None]) -> Path:
+    """Position k of a thousand: k thousandths of the units that each had are gone, as far as its choices allow."""
     parts = 1000
 
     def at(position: int) -> Levels:
-        return tuple(candidate.nearest(len(candidate.order) * position / parts) for candidate in candidates)
+        pairs = zip(candidates, fixed, strict=True)
+        return tuple(
+            each.nearest(each.units_at_start * position / parts - each.gone) if level is None else level
+            for each, level in pairs
+        )
 
-    return _Path(parts, at)
+    return Path(parts, at)
 
 
-def _search(path: _Path, gone: Callable[[Levels], float], wanted: float) -> Levels:
-    """Bisection: more units gone is never less of any quantity gone. The nearer of the two neighbours."""
+def reach(candidates: Sequence[Candidate], fixed: Sequence[int | None], path: Path, goal: Goal) -> Levels:
+    """The levels that bring `goal` nearest: by bisection on `path`, since more units gone is never less of any quantity
+    gone; while that misses by too much, by one step of the one candidate that helps most."""
+    known: dict[Levels, float] = {}
+
+    def miss(levels: Levels) -> float:
+        if levels not in known:
+            known[levels] = goal.gone(removed_by(candidates, levels)) - goal.wanted
+        return known[levels]
+
     low, high = 0, path.length
     while high - low > 1:
         middle = (low + high) // 2
-        if gone(path.at(middle)) < wanted:
+        if miss(path.at(middle)) < 0:
             low = middle
         else:
             high = middle
-    return min((path.at(low), path.at(high)), key=lambda levels: abs(gone(levels) - wanted))
-
-
-def _refine(candidates: Sequence[Candidate], levels: Levels, gone: Callable[[Levels], float], wanted: float) -> Levels:
-    """While the miss is too large, move the one candidate by one step that brings the amount nearest."""
-    while abs(gone(levels) - wanted) > NEAR:
-        moves = [
-            (*levels[:i], level + change, *levels[i + 1 :])
-            for i, level in enumerate(levels)
-            for change in (-1, 1)
-            if 0 <= level + change < len(candidates[i].choices)
-        ]
-        best = min(moves, key=lambda moved: abs(gone(moved) - wanted), default=levels)
-        if abs(gone(best) - wanted) >= abs(gone(levels) - wanted):
+    levels = min((path.at(low), path.at(high)), key=lambda levels: abs(miss(levels)))
+    while abs(miss(levels)) > goal.near:
+        best = min(moves(candidates, fixed, levels), key=lambda moved: abs(miss(moved)), default=levels)
+        if abs(miss(best)) >= abs(miss(levels)):
             break
         levels = best
     return levels
 
 
-def _why(candidates: Sequence[Candidate], reached: float, wanted: float) -> str | None:
-    if abs(reached - wanted) <= NEAR:
-        return None
-    if reached < wanted and all(len(candidate.choices) == 1 for candidate in candidates):
-        return "no group is large enough to lose a step of `round_to` channels"
-    if reached < wanted:
-        return "every group that may shrink is at its smallest, or the next step of `round_to` channels is too large"
-    return "one step of `round_to` channels removes more than was asked for"
+def moves(candidates: Sequence[Candidate], fixed: Sequence[int | None], levels: Levels) -> list[Levels]:
+    """Every way to move one candidate that is not fixed by one step."""
+    return [
+        (*levels[:i], level + change, *levels[i + 1 :])
+        for i, level in enumerate(levels)
+        for change in (-1, 1)
+        if fixed[i] is None and 0 <= level + change < len(candidates[i].choices)
+    ]

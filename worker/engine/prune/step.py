@@ -1,71 +1,64 @@
-"""The prune step: score, choose, cut, prove."""
+"""The prune step: score, choose, cut, prove; by a schedule again and again, with training in between."""
 
 from __future__ import annotations
 
-import copy
-import difflib
-from collections.abc import Sequence
-from fnmatch import fnmatchcase
+from dataclasses import asdict
 from typing import Any
 
 from torch import Tensor, fx
 
-from models.criteria import CRITERIA
 from models.errors import Code, Failure
-from models.spec import PruneStep
+from models.spec import FinetuneStep, PruneStep, Training
 from models.statuses import Phase
-from worker.engine.graph.channels import Channels, Group, analyse
+from worker.engine.assess import assess, deciding
+from worker.engine.graph.channels import analyse
 from worker.engine.graph.cut import cut
-from worker.engine.graph.maskcheck import TOLERANCE, prove
 from worker.engine.masks import cut_masks
-from worker.engine.prune.select import Candidate, Selection, select
+from worker.engine.prune.amounts import signature
+from worker.engine.prune.choose import Round, choose
+from worker.engine.prune.groups import Member, free_groups
+from worker.engine.prune.latency import Timing
+from worker.engine.prune.proof import cut_and_prove
+from worker.engine.prune.rounds import History, training_under_way
+from worker.engine.prune.select import Candidate
 from worker.engine.run import Run
-from worker.engine.score.gradients import Gradients
 from worker.engine.score.groups import score_groups
-from worker.engine.score.units import Scoring, unscorable
-from worker.engine.subject import Record, Subject
+from worker.engine.subject import Record, StepState, Subject
+
+_CUT = 0.2
+"""Share of a round that is not training, for the progress bar."""
 
 
 def run(subject: Subject, step: PruneStep, run: Run) -> dict[str, Any]:
-    """Remove channels from `subject.graph` and append the record that `replay` repeats.
+    """Remove channels from `subject.graph` and append the records that `replay` repeats, one a round.
 
-    Raises `Failure`: `nothing_to_prune`, `no_layer_matches`, or `verification_failed` when the cut network is not the
-    masked one.
+    With a schedule a state is kept after every cut and every training. Once the time is up no other round begins.
+    Raises `Failure`: `nothing_to_prune`, `no_layer_matches`, `verification_failed` when a cut network is not the masked
+    one, and what training raises.
     """
-    run.phase(Phase.PRUNING)
-    subject.graph.to(run.device)
-    inputs = _inputs(subject)
-    channels = analyse(subject.graph, inputs)
-    groups, left_alone = _scorable(channels, _not_skipped(channels, step), step)
-    scoring = _scoring(step)
-    seed = run.spec.seed + (run.step_index or 0)
-    scores, gradients = score_groups(subject, run, channels, [(group, scoring) for group in groups], step.samples, seed)
-    candidates = [Candidate.of(group, own, step.round_to) for group, own in zip(groups, scores, strict=True)]
-    if not any(len(candidate.choices) > 1 for candidate in candidates):
-        raise Failure(
-            Code.NOTHING_TO_PRUNE,
-            f"No group of channels can lose any: what stays must be a multiple of {step.round_to} (`round_to`), and "
-            f"the largest group that may shrink has {max(len(group.units) for group in groups)} units. "
-            "Lower `round_to`.",
-        )
-    selection = select(channels, candidates, step.amount, step.scope)
-    if not selection.removed:
-        raise Failure(
-            Code.NOTHING_TO_PRUNE,
-            f"Removing {step.amount.fraction:.1%} of the {step.amount.quantity} is less than the smallest step of "
-            f"{step.round_to} channels (`round_to`). Lower `round_to` or ask for more.",
-        )
-    run.progress(0.5)
-    removed, difference = _cut_and_prove(subject, channels, selection, inputs)
-    subject.records.append(Record("prune", {"units": len(removed)}, {"removed": removed}))
-    if selection.why is not None:
-        run.warn(
-            "amount_not_reached",
-            f"Asked to remove {step.amount.fraction:.1%} of the {step.amount.quantity}, removed "
-            f"{selection.reached:.1%}: {selection.why}.",
-        )
-    details = _details(step, candidates, selection, difference)
-    return details | _how_scored(scoring, gradients) | {"left_alone": left_alone}
+    history = None if run.state is None else History.from_state(run.state)
+    under_way = training_under_way(run.state)
+    rounds = 1 if step.schedule is None else step.schedule.rounds
+    cut_short = False
+    first = 1 if history is None else len(history.rounds)
+    for number in range(first, rounds + 1):
+        with run.part((number - 1) / rounds, 1 / rounds):
+            if history is None or len(history.rounds) < number:
+                if history is not None and run.interrupts.out_of_time():
+                    cut_short = True
+                    break
+                history = _cut(subject, step, run, number, history)
+                if step.schedule is not None:
+                    run.keep_state(history.as_state())
+            last = history.rounds[-1]
+            if number < rounds and last["units_removed"] and last["training"] is None:
+                cut_short = _train(subject, step, run, history, under_way)
+                under_way = None
+                if cut_short:
+                    break
+                run.keep_state(history.as_state())
+    assert history is not None
+    return _finish(step, run, history, cut_short)
 
 
 def replay(subject: Subject, record: Record) -> None:
@@ -80,110 +73,115 @@ def _inputs(subject: Subject) -> tuple[Tensor, ...]:
     return tuple(tensor.to(device) for tensor in subject.example_inputs())
 
 
-def _not_skipped(channels: Channels, step: PruneStep) -> list[Group]:
-    """Groups none of whose layers is skipped."""
-    if not channels.groups:
-        reasons = sorted({f"{layer.name} {layer.frozen}" for layer in channels.layers if layer.frozen})[:5]
-        raise Failure(Code.NOTHING_TO_PRUNE, "No channel of this network can be removed: " + "; ".join(reasons) + ".")
-    names = [layer.name for layer in channels.layers]
-    for choice in step.layers:
-        if not any(fnmatchcase(name, choice.match) for name in names):
-            near = difflib.get_close_matches(choice.match, names, n=3, cutoff=0.0)
-            raise Failure(
-                Code.NO_LAYER_MATCHES,
-                f"`{choice.match}` matches no layer. The nearest names are {', '.join(near)}.",
-                where=choice.match,
-            )
-    left = [group for group in channels.groups if not any(_skipped(layer, step) for layer in group.layers)]
-    if not left:
-        raise Failure(Code.NOTHING_TO_PRUNE, "Every group of channels has a layer that `layers` skips.")
-    return left
+def _cut(subject: Subject, step: PruneStep, run: Run, number: int, history: History | None) -> History:
+    """One round: score anew, choose, cut, prove."""
+    run.phase(Phase.PRUNING)
+    subject.graph.to(run.device)
+    inputs = _inputs(subject)
+    channels = analyse(subject.graph, inputs)
+    members, left_alone = free_groups(channels, step)
+    if history is None:
+        history = History.begin(channels, members)
+        if step.amount is not None and step.amount.quantity == "latency":
+            history.at_start = _time(run, subject.graph)
+    seed = run.spec.seed + (run.step_index or 0) + number - 1
+    choices = [(member.part.scored, member.scoring(step)) for member in members]
+    scores, gradients = score_groups(subject, run, channels, choices, step.samples, seed)
+    candidates = [
+        Candidate.of(member.part.group, member.policy, own, _gone(history, member))
+        for member, own in zip(members, scores, strict=True)
+    ]
+    if number == 1:
+        _require_room(step, candidates)
+    now = Round(step, number, channels, candidates, history.beginning, history.removed, history.at_start)
+    choice = choose(now, lambda graph: _time(run, graph), inputs)
+    run.progress(0.5 * _CUT)
+    difference = 0.0
+    if choice.removed:
+        subject.masks = cut_masks(subject.masks, channels, choice.removed)
+        removed, difference = cut_and_prove(channels, choice.removed, inputs)
+        subject.records.append(Record("prune", {"units": len(removed)}, {"removed": removed}))
+    history.add(
+        number,
+        candidates,
+        choice,
+        mask_check=difference,
+        left_alone=[asdict(group) for group in left_alone],
+        gradients=None if gradients is None else {"loss": gradients.loss, "samples": gradients.samples},
+        metric=None if step.schedule is None else _metric(subject, run),
+        training=None,
+    )
+    return history
 
 
-def _scoring(step: PruneStep) -> Scoring:
-    normalize = step.normalize or CRITERIA[step.criterion].normalize
-    return Scoring(step.criterion, step.aggregate, normalize, step.normalize_over)
+def _gone(history: History, member: Member) -> int:
+    """Units of a group that went in earlier rounds."""
+    group = member.part.group
+    return history.beginning.units.get(signature(group), len(group.units)) - len(group.units)
 
 
-def _scorable(channels: Channels, groups: Sequence[Group], step: PruneStep) -> tuple[list[Group], list[dict[str, str]]]:
-    """Groups that the criterion can rank, and why it cannot the others: one ranking passes those over, while the same
-    fraction of every group cannot be had without them."""
-    reasons = {group.id: reason for group in groups if (reason := unscorable(channels, group, step.criterion))}
-    left = [group for group in groups if group.id not in reasons]
-    if not left or (reasons and step.scope == "layer"):
-        what = "; ".join(f"{name} {reason}" for name, reason in list(reasons.items())[:5])
-        remedy = 'use another criterion, such as "l2"'
-        if left:
-            remedy += ', skip their layers, or use `"scope": "global"`, which leaves them alone'
+def _time(run: Run, graph: fx.GraphModule) -> Timing:
+    if run.latency is None:
+        raise Failure(Code.INTERNAL, "nothing here measures latency")
+    return Timing(*run.latency(graph))
+
+
+def _require_room(step: PruneStep, candidates: list[Candidate]) -> None:
+    if not any(len(candidate.choices) > 1 for candidate in candidates):
+        largest = max(len(candidate.order) for candidate in candidates)
         raise Failure(
-            Code.NOTHING_TO_PRUNE, f"There are groups of channels that cannot be ranked: {what}. To go on, {remedy}."
+            Code.NOTHING_TO_PRUNE,
+            f"No group of channels can lose any: what stays must be a multiple of {step.round_to} (`round_to`), and "
+            f"the largest group that may shrink has {largest} units. Lower `round_to`, `minimum`, or raise "
+            "`maximum_fraction`.",
         )
-    return left, [{"id": name, "reason": reason} for name, reason in reasons.items()]
 
 
-def _how_scored(scoring: Scoring, gradients: Gradients | None) -> dict[str, Any]:
-    return {
-        "criterion": scoring.criterion,
-        "aggregate": scoring.aggregate,
-        "normalize": scoring.normalize,
-        "normalize_over": scoring.over,
-        "gradients": None if gradients is None else {"loss": gradients.loss, "samples": gradients.samples},
-    }
+def _metric(subject: Subject, run: Run) -> dict[str, Any] | None:
+    """The metric that decides, on the validation data, right after a cut."""
+    if run.data is None or (found := deciding(assess(subject, run), run.data.metric)) is None:
+        return None
+    return {"name": run.data.metric, "after_cut": found.value, "after_training": None}
 
 
-def _skipped(layer: str, step: PruneStep) -> bool:
-    return any(fnmatchcase(layer, choice.match) for choice in step.layers)
+def _train(subject: Subject, step: PruneStep, run: Run, history: History, under_way: StepState | None) -> bool:
+    """Train after a round, and note it in its row; whether the time ran out."""
+    if run.train is None or step.schedule is None:
+        raise Failure(Code.INTERNAL, "nothing here trains")
+    chosen = {name: getattr(step.schedule, name) for name in Training.model_fields}
+    training = FinetuneStep(step="finetune", epochs=step.schedule.epochs_between, **chosen)
+    outer = run.state, run.keep_state
+    run.state, run.keep_state = under_way, lambda state: outer[1](history.as_state(state))
+    with run.part(_CUT, 1 - _CUT):
+        details = run.train(subject, training, run)
+    run.state, run.keep_state = outer
+    last = history.rounds[-1]
+    last["training"] = {name: details[name] for name in ("epochs", "best_epoch", "loss", "train_samples", "history")}
+    if last["metric"] is not None:
+        last["metric"]["after_training"] = details["metric_after"]
+    return bool(details["cut_short"])
 
 
-def _cut_and_prove(
-    subject: Subject, channels: Channels, selection: Selection, inputs: tuple[Tensor, ...]
-) -> tuple[Tensor, float]:
-    """Cut, and hold the result against the masked network. The removed ids, and the largest relative difference."""
-    before = copy.deepcopy(subject.graph)
-    removed = cut(channels, selection.removed)
-    difference = prove(before, channels, selection.removed, subject.graph, inputs)
-    if not difference <= TOLERANCE:
-        group = _culprit(before, channels, selection, inputs)
-        raise Failure(
-            Code.VERIFICATION_FAILED,
-            f"The network without the channels of {group} is not the one with these channels silenced: outputs differ "
-            f"by {difference:.1e} of their size, {TOLERANCE:.0e} is allowed. Skip its layers and report this network.",
-            where=group,
+def _finish(step: PruneStep, run: Run, history: History, cut_short: bool) -> dict[str, Any]:
+    details = history.details(step, cut_short=cut_short)
+    if not history.removed:
+        raise Failure(Code.NOTHING_TO_PRUNE, _nothing_went(step))
+    if details["why_missed"] is not None and not cut_short:
+        run.warn(
+            "amount_not_reached",
+            f"Asked to remove {details['asked']:.1%} of the {details['quantity']}, removed {details['reached']:.1%}: "
+            f"{details['why_missed']}.",
         )
-    subject.masks = cut_masks(subject.masks, channels, selection.removed)
-    return removed, difference
+    return details
 
 
-def _culprit(before: fx.GraphModule, channels: Channels, selection: Selection, inputs: tuple[Tensor, ...]) -> str:
-    """The first group that fails when it is cut alone."""
-    for group in channels.groups:
-        removed = sorted(set(group.units) & set(selection.removed))
-        if removed:
-            graph = copy.deepcopy(before)
-            again = analyse(graph, inputs)
-            cut(again, removed)
-            if not prove(before, again, removed, graph, inputs) <= TOLERANCE:
-                return group.id
-    return "several groups together"
-
-
-def _details(
-    step: PruneStep, candidates: Sequence[Candidate], selection: Selection, difference: float
-) -> dict[str, Any]:
-    removed = set(selection.removed)
-    return {
-        "quantity": step.amount.quantity,
-        "asked": step.amount.fraction,
-        "reached": round(selection.reached, 6),
-        "why_missed": selection.why,
-        "mask_check": difference,
-        "groups": [
-            {
-                "id": candidate.group.id,
-                "units_before": len(candidate.order),
-                "units_after": len(candidate.order) - len(removed & set(candidate.order)),
-                "layers": list(candidate.group.layers),
-            }
-            for candidate in candidates
-        ],
-    }
+def _nothing_went(step: PruneStep) -> str:
+    if step.amount is not None and step.amount.threshold is not None:
+        return (
+            f"No unit can go: in every group fewer than one step of {step.round_to} channels (`round_to`) score below "
+            f"the threshold {step.amount.threshold:g}. Raise it or lower `round_to`."
+        )
+    return (
+        f"What is asked for is less than the smallest step of {step.round_to} channels (`round_to`). "
+        "Lower `round_to` or ask for more."
+    )
