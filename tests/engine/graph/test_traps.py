@@ -376,11 +376,11 @@ def test_kernel_dimensions_are_no_channels(tmp_path: Path) -> None:
     assert {member.dim for group in channels.groups for member in group.members} == {0, 1}
 
 
-def test_spatial_dimensions_made_by_a_layer_stay_when_a_convolution_follows(tmp_path: Path) -> None:
+def test_places_made_by_a_layer_are_put_back_before_a_convolution(tmp_path: Path) -> None:
     """The Linear gives the width of an image, which a convolution slides over."""
-    channels = channels_of(nn.Sequential(nn.Linear(8, 12), conv(3, 8, 3), head(8)), IMAGE, tmp_path)
-    assert [group.id for group in channels.groups] == ["1"]
-    assert reason(channels, "0") == "is a spatial dimension in layer 1"
+    module = nn.Sequential(nn.Linear(8, 12), conv(3, 8, 3), head(8))
+    halved = halve_and_prove(lifted(randomised(module), (IMAGE,), tmp_path).graph, (IMAGE,))
+    assert {group.id: len(group.units) for group in halved.channels.groups} == {"0": 12, "1": 8}
 
 
 def test_integers_are_no_channels(tmp_path: Path) -> None:
@@ -389,10 +389,10 @@ def test_integers_are_no_channels(tmp_path: Path) -> None:
     assert channels.parameters["index"] == [None, None]
 
 
-def test_a_softmax_over_channels_keeps_them(tmp_path: Path) -> None:
-    channels = channels_of(nn.Sequential(conv(3, 8), nn.Softmax(1), head(8)), IMAGE, tmp_path)
-    assert not channels.groups
-    assert reason(channels, "0") == "is worked along as a whole in operator softmax (softmax_int)"
+def test_a_softmax_over_channels_lets_them_go(tmp_path: Path) -> None:
+    module = nn.Sequential(conv(3, 8), nn.Softmax(1), head(8))
+    halved = halve_and_prove(lifted(randomised(module), (IMAGE,), tmp_path).graph, (IMAGE,))
+    assert {group.id: len(group.units) for group in halved.channels.groups} == {"0": 8}
 
 
 def test_what_meets_the_input_stays(tmp_path: Path) -> None:

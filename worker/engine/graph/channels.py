@@ -57,7 +57,8 @@ class Layer:
 @dataclass(frozen=True)
 class Channels:
     """What the analysis of `graph` found. `values` has the labels of each node by name, `parameters` those of each
-    parameter and buffer that the graph uses; shared ones appear once per name with the same labels."""
+    parameter and buffer that the graph uses; shared ones appear once per name with the same labels. `restored` names
+    the operands, by node and argument, that need these dimensions at full length."""
 
     graph: fx.GraphModule
     values: Mapping[str, Value]
@@ -65,6 +66,7 @@ class Channels:
     components: Components
     groups: tuple[Group, ...]
     layers: tuple[Layer, ...]
+    restored: Mapping[str, Mapping[str, tuple[int, ...]]]
 
     def units_of(self, axis: Indices) -> Indices:
         """The component id of every index."""
@@ -80,14 +82,15 @@ def analyse(graph: fx.GraphModule, example_inputs: tuple[Tensor, ...], attention
     labels = Labels()
     found = _Parameters(graph, labels)
     values: dict[fx.Node, Value] = {}
+    restored: dict[str, Mapping[str, tuple[int, ...]]] = {}
     for node in graph.graph.nodes:
-        values[node] = _visit(node, graph, labels, values, found, attention)
+        values[node] = _visit(node, graph, labels, values, found, attention, restored)
     components, parameters = labels.solve(), found.axes
     outputs = _layer_outputs(graph, values, parameters, components)
     groups = _groups(graph, parameters, components, outputs)
     layers = tuple(_layer(name, units, groups, components) for name, (units, _) in outputs.items())
     by_name = {node.name: value for node, value in values.items()}
-    return Channels(graph, by_name, parameters, components, groups, layers)
+    return Channels(graph, by_name, parameters, components, groups, layers, restored)
 
 
 class _Parameters:
@@ -119,6 +122,7 @@ def _visit(
     values: dict[fx.Node, Value],
     parameters: _Parameters,
     attention: Attention,
+    restored: dict[str, Mapping[str, tuple[int, ...]]],
 ) -> Value:
     if node.op == "get_attr":
         return list(parameters.of(str(node.target)))
@@ -141,6 +145,8 @@ def _visit(
     except Refusal as refusal:
         _freeze_all(call, f"feeds {describe(node)}, which {refusal}")
         return _fixed(node.meta["sizes"])
+    if call.restored:
+        restored[node.name] = call.restored
     return value
 
 

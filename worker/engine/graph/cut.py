@@ -10,9 +10,11 @@ from torch import Tensor, fx, nn
 
 from worker.engine.graph.channels import Channels, tensor_named
 from worker.engine.graph.labels import Axes, Axis, Value
+from worker.engine.graph.ops.call import arguments_of, set_argument
 from worker.engine.graph.ops.modules import rules_for
+from worker.engine.graph.ops.pick import restored
 from worker.engine.graph.ops.table import OPS
-from worker.engine.graph.shapes import Sizes
+from worker.engine.graph.shapes import Sizes, sizes_of
 
 
 class Cut:
@@ -24,6 +26,7 @@ class Cut:
         gone = np.zeros(len(channels.components.of), dtype=bool)
         gone[self.removed.numpy()] = True
         self._stays = ~gone[channels.components.of]
+        self._inserted: dict[str, Axes] = {}
 
     def count(self, axis: Axis) -> int:
         return 0 if axis is None else int(np.count_nonzero(self._stays[axis]))
@@ -44,13 +47,26 @@ class Cut:
         return torch.from_numpy(np.flatnonzero(~self._stays[axis]))
 
     def value(self, node: fx.Node) -> Value:
-        return self.channels.values[node.name]
+        return self._inserted[node.name] if node.name in self._inserted else self.channels.values[node.name]
 
     def axes(self, node: fx.Node) -> Axes:
         value = self.value(node)
         if not isinstance(value, list):
             raise TypeError(f"{node.name} is not one tensor")
         return value
+
+    def restore(self, node: fx.Node) -> None:
+        """Give `node` the operands it needs at full length, with zeros where indices went."""
+        for name, dims in self.channels.restored.get(node.name, {}).items():
+            given = arguments_of(node)[name]
+            whole, axes = given, self.axes(given)
+            for dim in dims:
+                if (kept := self.kept(axes[dim])) is not None:
+                    whole = restored(node, whole, dim, sizes_of(given)[dim], kept)
+                    axes = [None if place == dim else axis for place, axis in enumerate(axes)]
+                    self._inserted[whole.name] = axes
+            if whole is not given:
+                set_argument(node, name, whole)
 
     def sizes(self, node: fx.Node) -> Sizes:
         return self._left(node.meta["sizes"], self.axes(node))
@@ -71,7 +87,8 @@ def cut(channels: Channels, removed: Iterable[int]) -> Tensor:
     """
     plan = Cut(channels, removed)
     _cut_tensors(plan)
-    for node in channels.graph.graph.nodes:
+    for node in list(channels.graph.graph.nodes):
+        plan.restore(node)
         _mend(node, plan)
     channels.graph.graph.lint()
     channels.graph.recompile()

@@ -15,6 +15,7 @@ from worker.engine.graph.channels import Channels, tensor_named
 from worker.engine.graph.cut import Cut
 from worker.engine.graph.labels import Axes, Value
 from worker.engine.graph.ops.call import arguments_of, set_argument
+from worker.engine.graph.ops.reduce import only_values_used
 
 TOLERANCE = 1e-5
 """Largest relative difference that rounding explains: single precision, sums in another order."""
@@ -142,7 +143,9 @@ class MaskedNetwork(fx.Interpreter):
         if node.op == "call_module":
             kind = type(self.module.get_submodule(str(node.target)))
             return self._module if kind in _MODULES else None
-        if isinstance(node.target, torch._ops.OpOverload) and node.target.overloadpacket.__name__ in _OPERATORS:
+        if isinstance(node.target, torch._ops.OpOverload) and (
+            node.target.overloadpacket.__name__ in _OPERATORS or only_values_used(node)
+        ):
             return self._operator
         return None
 
@@ -167,9 +170,9 @@ class MaskedNetwork(fx.Interpreter):
                 result = F.layer_norm(values, shape, weight, bias, module.eps)
             else:
                 result = F.rms_norm(values, shape, weight, module.eps)
-        return self._restored(node, result)
+        return self._full(result, self.plan.axes(node))
 
-    def _operator(self, node: fx.Node) -> Tensor:
+    def _operator(self, node: fx.Node) -> Any:
         arguments = arguments_of(node)
         call = fx.Graph()
         copy = call.node_copy(node, lambda source: call.placeholder(source.name))
@@ -194,9 +197,15 @@ class MaskedNetwork(fx.Interpreter):
         axes = self.plan.channels.parameters[name]
         return _select(tensor_named(self.module, name), axes, self.plan)
 
-    def _restored(self, node: fx.Node, result: Tensor) -> Tensor:
+    def _restored(self, node: fx.Node, result: Any) -> Any:
         """Full size again, zeros where units went."""
-        for dim, axis in enumerate(self.plan.axes(node)):
+        value = self.plan.value(node)
+        if isinstance(value, tuple):
+            return tuple(self._full(item, part) for item, part in zip(result, value, strict=True))
+        return self._full(result, value)
+
+    def _full(self, result: Tensor, axes: Value) -> Tensor:
+        for dim, axis in enumerate(axes if isinstance(axes, list) else []):
             if (kept := self.plan.kept(axis)) is not None and axis is not None:
                 sizes = (*result.shape[:dim], axis.size, *result.shape[dim + 1 :])
                 result = result.new_zeros(sizes).index_copy_(dim, kept.to(result.device), result)
@@ -219,5 +228,10 @@ def _select(tensor: Tensor, axes: Axes, plan: Cut) -> Tensor:
 _MODULES = frozenset({nn.LayerNorm, nn.RMSNorm, nn.GroupNorm})
 _OPERATORS = frozenset(
     {"layer_norm", "rms_norm", "group_norm", "mean", "sum", "prod", "amax", "amin", "std", "var", "logsumexp"}
-    | {"linalg_vector_norm", "norm", "batch_norm", "instance_norm"}
+    | {
+        "linalg_vector_norm",
+        "norm",
+        "batch_norm",
+        "instance_norm",
+    }
 )

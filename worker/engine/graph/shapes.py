@@ -11,9 +11,9 @@ Sizes: TypeAlias = "tuple[int, ...]"
 
 
 def record_shapes(graph: fx.GraphModule, example_inputs: tuple[Tensor, ...]) -> None:
-    """Run `graph` on `example_inputs` and write `node.meta["sizes"]` and `node.meta["dtype"]` for every node.
+    """Run `graph` on `example_inputs` and write `node.meta["sizes"]`, `node.meta["dtype"]` and `node.meta["number"]`.
 
-    A tensor gives a tuple of ints, a sequence of values a list, anything else `None`.
+    A tensor gives a tuple of ints, a sequence of values a list, anything else `None`; a whole number is kept.
     """
     with torch.no_grad():
         _Recorder(graph).run(*example_inputs)
@@ -36,6 +36,7 @@ class _Recorder(fx.Interpreter):
         result = super().run_node(n)
         n.meta["sizes"] = _sizes(result)
         n.meta["dtype"] = result.dtype if isinstance(result, Tensor) else None
+        n.meta["number"] = result if isinstance(result, int) else None
         return result
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -10,6 +10,7 @@ import torch
 from torch import fx, nn
 
 from worker.engine.graph.labels import FIXED, Axes, Axis, Labels, Refusal, Value
+from worker.engine.graph.ops.aliases import shares_memory
 from worker.engine.graph.shapes import Sizes, is_tensor, sizes_of
 
 Attention = Literal["heads", "features"]
@@ -27,6 +28,7 @@ class Call:
     attention: Attention
     module: nn.Module | None = None
     taken: set[tuple[str, int]] = field(default_factory=set)
+    restored: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.arguments = arguments_of(self.node)
@@ -41,6 +43,25 @@ class Call:
             raise Refusal(f"needs a tensor as `{name}`")
         self.taken.add((name, 0))
         return self._axes(node)
+
+    def whole(self, name: str, dims: Sequence[int]) -> Axes:
+        """The labels of an operand that the operator needs at full length along `dims`: after a cut it gets zeros where
+        indices went, as in the masked network, and nothing in the result follows them."""
+        axes = self.operand(name)
+        labelled = tuple(dim for dim in sorted({dim % len(axes) for dim in dims}) if axes[dim] is not None)
+        if labelled and shares_memory(self.node):
+            raise Refusal("works along channels in place")
+        if labelled:
+            self.restored[name] = labelled
+        return [None if dim in labelled else axis for dim, axis in enumerate(axes)]
+
+    def number(self, name: str) -> int:
+        """A whole number, also one computed from sizes: as it is for the example."""
+        value = self.arguments[name]
+        number = value.meta["number"] if isinstance(value, fx.Node) else value
+        if not isinstance(number, int):
+            raise Refusal(f"computes its `{name}` while running")
+        return number
 
     def optional(self, name: str) -> Axes | None:
         return self.operand(name) if is_tensor(self.arguments.get(name)) else None
@@ -127,8 +148,11 @@ def arguments_of(node: fx.Node) -> dict[str, Any]:
 
 
 def set_argument(node: fx.Node, name: str, value: Any) -> None:
-    """Replace one argument of an ATen call, by name."""
+    """Replace one argument of a call, by name."""
     target = node.target
+    if node.op == "call_module" and name == "input" and node.args:
+        node.args = (value, *node.args[1:])
+        return
     if not isinstance(target, torch._ops.OpOverload):
         raise TypeError(f"{node.name} is not an ATen call")
     for position, argument in enumerate(target._schema.arguments):

@@ -16,13 +16,12 @@ from worker.engine.graph.shapes import sizes_of
 def convolution(call: Call) -> Axes:
     weight, sizes = call.operand("weight"), call.sizes("weight")
     transposed = "transpose" in str(call.node.target)
-    groups = call.argument("groups")
-    return convolve(call, call.operand("input"), weight, call.optional("bias"), groups, sizes, transposed)
+    groups = call.number("groups")
+    return convolve(call, weight, call.optional("bias"), groups, sizes, transposed)
 
 
 def convolve(
     call: Call,
-    axes: Axes,
     weight: Axes,
     bias: Axes | None,
     groups: int,
@@ -33,13 +32,12 @@ def convolve(
     [in, out / groups, *kernel].
 
     With one channel a group (depthwise) an output goes with its input. With more, the same offset in every group goes
-    together and the number of groups stays.
+    together and the number of groups stays. Channels that stand where places do are needed at full length.
     """
     spatial = len(weight) - 2
     for axis in weight[2:]:
         call.freeze(axis, "is a kernel dimension")
-    for axis in axes[-spatial:]:
-        call.freeze(axis, "is a spatial dimension")
+    axes = call.whole("input", range(-spatial, 0))
     channels = axes[-spatial - 1]
     inner = call.sizes("input")[-spatial - 1]
     if groups == 1:
@@ -97,7 +95,8 @@ def rewrite_convolution(node: fx.Node, remaining: Remaining) -> None:
     arguments = arguments_of(node)
     spatial = len(sizes_of(arguments["weight"])) - 2
     channels = remaining.axes(arguments["input"])[-spatial - 1]
-    if arguments["groups"] > 1 and channels is not None and channels.size == arguments["groups"]:
+    groups = arguments["groups"]
+    if isinstance(groups, int) and groups > 1 and channels is not None and channels.size == groups:
         set_argument(node, "groups", remaining.count(channels))
 
 

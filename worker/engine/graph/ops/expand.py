@@ -9,6 +9,7 @@ from torch import fx
 
 from worker.engine.graph.labels import Axes, Axis, Refusal
 from worker.engine.graph.ops.call import Call, arguments_of, set_argument
+from worker.engine.graph.ops.elementwise import narrowed_to, only_scales
 from worker.engine.graph.ops.sizing import Remaining
 from worker.engine.graph.shapes import sizes_of
 
@@ -18,8 +19,17 @@ def expand(call: Call) -> Axes:
 
 
 def expand_as(call: Call) -> Axes:
+    """A scale of fixed size is narrowed to the channels it scales."""
     axes, other = call.operand("self"), call.operand("other")
-    return [call.tie(own, lent) for own, lent in zip(_expand(call, axes, list(call.result_sizes)), other, strict=True)]
+    yields = only_scales(call.node)
+    return [
+        lent if own is None and yields else call.tie(own, lent)
+        for own, lent in zip(_expand(call, axes, list(call.result_sizes)), other, strict=True)
+    ]
+
+
+def rewrite_expand_as(node: fx.Node, remaining: Remaining) -> None:
+    set_argument(node, "self", narrowed_to(remaining.axes(node), node, arguments_of(node)["self"], remaining))
 
 
 def _expand(call: Call, axes: Axes, wanted: Sequence[object]) -> Axes:

@@ -48,7 +48,7 @@ def _needed(axes: Axes | None) -> Axes:
 def _convolution(call: Call, module: Any) -> Axes:
     weight, bias = _needed(call.parameter("weight")), call.parameter("bias")
     sizes = tuple(module.weight.shape)
-    return convolve(call, call.operand("input"), weight, bias, module.groups, sizes, module.transposed)
+    return convolve(call, weight, bias, module.groups, sizes, module.transposed)
 
 
 def _resize_convolution(module: Any, node: fx.Node, remaining: Remaining) -> None:

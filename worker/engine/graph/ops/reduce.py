@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 from torch import fx
@@ -30,22 +31,24 @@ def reduced_dims(node: fx.Node) -> frozenset[int]:
 
 
 def position(call: Call) -> Value:
-    """`argmax`, `max` with positions: these change when channels go, so the dimension stays whole."""
-    axes = call.operand("self")
+    """`argmax`, `max`, `sort`: positions change when channels go, so the dimension stays whole where they are used."""
     dims = reduced_dims(call.node)
-    for dim in dims:
-        call.freeze(axes[dim], "gives positions")
+    axes = call.operand("self") if only_values_used(call.node) else call.whole("self", list(dims))
     sizes = call.node.meta["sizes"]
     kept_dims = len(sizes if isinstance(sizes, tuple) else sizes[0]) == len(axes)
     result: Axes = [None if dim in dims else axis for dim, axis in enumerate(axes) if kept_dims or dim not in dims]
     return result if isinstance(sizes, tuple) else (result, list(result))
 
 
+def only_values_used(node: fx.Node) -> bool:
+    """Whether an operator that gives a reduction and positions is only asked for the reduction."""
+    gives_both = getattr(node.target, "__name__", "") in ("max.dim", "min.dim")
+    return gives_both and all(user.target is operator.getitem and user.args[1] == 0 for user in node.users)
+
+
 def pool(call: Call, spatial: int) -> Value:
     """The last `spatial` dimensions are pooled or resized; channels pass. Some poolings also give positions."""
-    axes = call.operand("self" if "self" in call.arguments else "input")
-    for axis in axes[-spatial:]:
-        call.freeze(axis, "is a spatial dimension")
+    axes = call.whole("self" if "self" in call.arguments else "input", range(-spatial, 0))
     result: Axes = [*axes[:-spatial], *[None] * spatial]
     return result if isinstance(call.node.meta["sizes"], tuple) else (result, list(result))
 

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import fx
 
-from worker.engine.graph.labels import Axes, Axis, Refusal, Value
+from worker.engine.graph.labels import Axes, Axis, Indices, Refusal, Value
 from worker.engine.graph.ops.call import Call, arguments_of, set_argument
 from worker.engine.graph.ops.elementwise import broadcast
+from worker.engine.graph.ops.pick import pick, table_of
 from worker.engine.graph.ops.sizing import Remaining
 from worker.engine.graph.shapes import sizes_of
 
@@ -161,21 +162,51 @@ def _is_mask(node: fx.Node) -> bool:
 
 
 def index_select(call: Call) -> Axes:
+    """A dimension taken in the order of a table that the network holds keeps its labels."""
     axes, chosen = call.operand("self"), call.operand("index")
     dim = call.argument("dim") % len(axes)
-    call.freeze(axes[dim], "is indexed")
+    table, along = table_of(call.argument("index")), axes[dim]
+    if table is not None and along is not None:
+        axes[dim] = along[table]
+        return axes
+    call.freeze(along, "is indexed")
     for axis in chosen:
         call.freeze(axis, "is an index")
     axes[dim] = None
     return axes
 
 
-def whole(call: Call) -> Axes:
-    """`softmax`, `cumsum`, `roll`, `flip`: the dimensions worked along must stay whole, the others pass."""
+def rewrite_index_select(node: fx.Node, remaining: Remaining) -> None:
+    arguments = arguments_of(node)
+    if (table := table_of(arguments["index"])) is not None:
+        pick(node, remaining, arguments["self"], arguments["dim"] % len(sizes_of(node)), table)
+
+
+def roll(call: Call) -> Axes:
     axes = call.operand("self")
-    for dim in _dims(call, len(axes)):
-        call.freeze(axes[dim], "is worked along as a whole")
+    dims = _dims(call, len(axes))
+    if len(dims) > 1 or not call.argument("dims"):
+        return whole(call)
+    axis = axes[dims[0]]
+    axes[dims[0]] = None if axis is None else axis[_rolled(call.node, axis.size)]
     return axes
+
+
+def rewrite_roll(node: fx.Node, remaining: Remaining) -> None:
+    arguments = arguments_of(node)
+    if len(arguments["dims"]) == 1:
+        sizes = sizes_of(node)
+        dim = arguments["dims"][0] % len(sizes)
+        pick(node, remaining, arguments["self"], dim, _rolled(node, sizes[dim]))
+
+
+def _rolled(node: fx.Node, size: int) -> Indices:
+    return np.roll(np.arange(size), arguments_of(node)["shifts"][0])
+
+
+def whole(call: Call) -> Axes:
+    """`softmax`, `cumsum`, `flip`: the dimensions worked along are needed at full length, the others pass."""
+    return call.whole("self", _dims(call, len(call.sizes("self"))))
 
 
 def triangle(call: Call) -> Axes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from torch import fx
+from torch import Tensor, fx
 
 from worker.engine.graph.labels import Axes, Axis
 from worker.engine.graph.shapes import Sizes
@@ -28,6 +28,9 @@ class Remaining(Sizing, Protocol):
 
     def count(self, axis: Axis) -> int:
         """How many indices of a labelled dimension stay."""
+
+    def kept(self, axis: Axis) -> Tensor | None:
+        """Positions that stay on a dimension; `None` when all do."""
 
     def shrinks(self, axis: Axis) -> bool:
         """Whether any index of a dimension goes."""
