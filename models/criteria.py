@@ -19,6 +19,9 @@ Aggregate = Literal["mean", "sum", "max"]
 Normalize = Literal["mean", "sum", "max", "standard", "none"]
 NormalizeOver = Literal["parameters", "group"]
 
+GradientLoss = Literal["task", "distill"]
+"""What is differentiated: the loss on labels, or the distance to the original's outputs."""
+
 Needs = Literal["nothing", "weights", "batch_norm", "gradients"]
 
 

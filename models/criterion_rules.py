@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
-from models.criteria import CRITERIA, UnitCriterion, needs_gradients
+from models.criteria import CRITERIA, GradientLoss, UnitCriterion, needs_gradients
+from models.data_rules import effective_task, output_that_counts
 from models.errors import FieldProblem
-from models.inspection import GroupInfo, NetworkInspection
-from models.spec import Spec
+from models.inspection import DatasetInspection, GroupInfo, NetworkInspection
+from models.spec import Data, Spec
 
 ANOTHER = "use a criterion that reads weights alone, such as `l2`"
 
@@ -31,6 +32,35 @@ def check_gradients(
             f"export the network without the argmax at its end, or {ANOTHER}."
         )
         yield FieldProblem(pointer=pointer, message=message, allowed=_without_gradients())
+
+
+def check_loss(
+    spec: Spec,
+    network: NetworkInspection,
+    dataset: DatasetInspection | None,
+    criterion: UnitCriterion,
+    loss: GradientLoss | None,
+    pointer: str,
+) -> Iterable[FieldProblem]:
+    """A loss is for a criterion that differentiates it, and the task's for data with labels."""
+    if loss is None:
+        return
+    if not needs_gradients(criterion):
+        message = f"The criterion {criterion!r} reads no gradients, so no loss is differentiated: leave `loss` out."
+        yield FieldProblem(pointer=pointer, message=message)
+    elif loss == "task" and spec.data is not None and default_loss(spec.data, network, dataset) == "distill":
+        message = (
+            "Gradients of the loss 'task' need labels, a task and an output of scores that are floating-point; this "
+            "data and network do not have them all: use 'distill'."
+        )
+        yield FieldProblem(pointer=pointer, message=message, allowed=["distill"])
+
+
+def default_loss(data: Data, network: NetworkInspection, dataset: DatasetInspection | None) -> GradientLoss:
+    """What is differentiated without a choice."""
+    if dataset is None or dataset.labels is None or effective_task(data, dataset) == "none":
+        return "distill"
+    return "task" if "float" in output_that_counts(data, network).dtype else "distill"
 
 
 def check_batch_norm(

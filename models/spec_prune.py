@@ -6,6 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+<<<<<<< models/spec_prune.py
+from models.criteria import Aggregate, GradientLoss, Normalize, NormalizeOver, UnitCriterion
+from models.spec_types import Fraction, LayerChoice, Strict
+=======
 from models.criteria import Aggregate, Normalize, NormalizeOver, UnitCriterion
 from models.spec_train import Training
 from models.spec_types import Count, Fraction, Glob, Strict
@@ -35,6 +39,7 @@ class Target(Strict):
     def _exactly_one(self) -> Target:
         _exactly_one_of(self)
         return self
+>>>>>>> /tmp/POL/new.tmp
 
 
 class Amount(Strict):
@@ -167,6 +172,11 @@ class PruneStep(Strict):
     )
     samples: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
         default=512, description="Training samples whose gradients are taken; only where the criterion needs any."
+    )
+    loss: GradientLoss | None = Field(
+        default=None,
+        description="What is differentiated, where the criterion needs gradients: the loss on labels, or the distance "
+        "to the original's outputs. Default: `task` with labels and a task, else `distill`.",
     )
     scope: Literal["global", "layer"] = Field(
         default="global", description="One ranking over the network, or the same fraction of every group."

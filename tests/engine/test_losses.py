@@ -170,10 +170,10 @@ def many(values: list[float], count: int = 40_000) -> Tensor:
     return torch.tensor(values).expand(count, len(values)).contiguous()
 
 
-def drawn_gradients(own: list[float], wanted: list[float], task: Task) -> tuple[Tensor, Tensor]:
+def drawn_gradients(own: list[float], wanted: list[float]) -> tuple[Tensor, Tensor]:
     """For each sample, the gradient of `sampled_loss` by its outputs; and that of the distillation loss."""
     teacher = (many(wanted),)
-    learnt = objective_for("distill", task, 0, teacher, weight=1.0, temperature=1.0)
+    learnt = objective_for("distill", "none", 0, teacher, weight=1.0, temperature=1.0)
     outputs = many(own).requires_grad_()
     loss = learnt.sampled_loss((outputs,), teacher, torch.Generator().manual_seed(0))
     (drawn,) = torch.autograd.grad(loss, outputs)
@@ -181,23 +181,28 @@ def drawn_gradients(own: list[float], wanted: list[float], task: Task) -> tuple[
     return drawn * len(outputs), whole[0] * len(outputs)
 
 
-@pytest.mark.parametrize("task", ["classification", "none"])
-def test_sampled_targets_have_the_gradient_of_distillation_on_average(task: Task) -> None:
-    drawn, whole = drawn_gradients([0.5, -0.5, 1.0], [1.0, 0.0, -1.0], task)
-    # Divergences of numbers are half of the squared error that training minimises.
-    expected = whole if task == "classification" else whole / 2
-    torch.testing.assert_close(drawn.mean(0), expected, rtol=0.05, atol=0.01)
+def test_sampled_targets_have_half_the_gradient_of_the_squared_error_on_average() -> None:
+    drawn, whole = drawn_gradients([0.5, -0.5, 1.0], [1.0, 0.0, -1.0])
+    torch.testing.assert_close(drawn.mean(0), whole / 2, rtol=0.05, atol=0.01)
 
 
 def test_at_the_teachers_answer_their_squares_are_the_second_derivative() -> None:
-    probabilities = torch.tensor([1.0, 0.0, -1.0]).softmax(0)
-    drawn, whole = drawn_gradients([1.0, 0.0, -1.0], [1.0, 0.0, -1.0], "classification")
-    assert float(whole.abs().max()) < 1e-6
-    torch.testing.assert_close(drawn.square().mean(0), probabilities * (1 - probabilities), rtol=0.05, atol=0.0)
-    numbers, whole = drawn_gradients([1.0, 0.0, -1.0], [1.0, 0.0, -1.0], "none")
+    drawn, whole = drawn_gradients([1.0, 0.0, -1.0], [1.0, 0.0, -1.0])
     assert float(whole.abs().max()) < 1e-6
     variance = 2 / 3  # Of 1, 0, -1; the loss is the mean over three outputs of (y - y0)² / (2 variance).
-    torch.testing.assert_close(numbers.square().mean(0), torch.full((3,), 1 / (3 * variance)), rtol=0.05, atol=0.0)
+    torch.testing.assert_close(drawn.square().mean(0), torch.full((3,), 1 / (3 * variance)), rtol=0.05, atol=0.0)
+
+
+def test_targets_for_probabilities_are_drawn_around_their_scores() -> None:
+    scores = torch.tensor([[2.0, 0.0, -1.0], [0.0, 3.0, 1.0]])
+    teacher, centred = (scores.softmax(1),), scores.log_softmax(1)
+    learnt = objective_for("distill", "classification", 0, teacher, weight=1.0, temperature=1.0)
+    assert learnt.probabilities
+    drawn = learnt.sampled_loss((random(2, 3).softmax(1),), teacher, torch.Generator().manual_seed(7))
+    noise = torch.randn(2, 3, generator=torch.Generator().manual_seed(7))
+    variance = centred.var(correction=0)
+    error = random(2, 3).log_softmax(1) - centred - (3 * variance).sqrt() * noise
+    torch.testing.assert_close(drawn, error.square().mean() / (2 * variance))
 
 
 def test_targets_of_several_outputs_are_drawn_so_that_their_squares_add_up() -> None:
@@ -215,10 +220,9 @@ def test_targets_of_several_outputs_are_drawn_so_that_their_squares_add_up() -> 
 
 def test_the_same_generator_draws_the_same_targets() -> None:
     teacher = (random(3, 5),)
-    for task in ("classification", "none"):
-        learnt = objective("distill", teacher, task)
-        first, second, third = (
-            learnt.sampled_loss((random(3, 5, seed=1),), teacher, torch.Generator().manual_seed(seed)).item()
-            for seed in (4, 4, 5)
-        )
-        assert first == second != third
+    learnt = objective("distill", teacher)
+    first, second, third = (
+        learnt.sampled_loss((random(3, 5, seed=1),), teacher, torch.Generator().manual_seed(seed)).item()
+        for seed in (4, 4, 5)
+    )
+    assert first == second != third

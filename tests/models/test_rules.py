@@ -413,6 +413,21 @@ REFUSED: dict[str, tuple[Spec, NetworkInspection, DatasetInspection | None, str,
         "No output of the network is floating-point, so the criterion 'fisher' has no gradient to go by: export the "
         "network without the argmax at its end, or use a criterion",
     ),
+    "the task's gradients without labels": (
+        spec([{**PRUNE, "criterion": "taylor", "loss": "task"}], data={}),
+        RESNET,
+        UNLABELLED,
+        "/steps/0/loss",
+        "Gradients of the loss 'task' need labels, a task and an output of scores that are floating-point; this data "
+        "and network do not have them all: use 'distill'.",
+    ),
+    "a loss that nothing differentiates": (
+        spec([{**PRUNE, "criterion": "l1", "loss": "distill"}], data={}),
+        RESNET,
+        UNLABELLED,
+        "/steps/0/loss",
+        "The criterion 'l1' reads no gradients, so no loss is differentiated: leave `loss` out.",
+    ),
     "batch norm's scales where there is none": (
         spec([{**PRUNE, "criterion": "bn_gamma"}]),
         RESNET,
@@ -538,3 +553,21 @@ def test_how_scores_are_normalized_is_filled_in_by_criterion(criterion: UnitCrit
     steps = resolve(asked, RESNET, None).steps
     assert steps is not None
     assert [step.model_dump()["normalize"] for step in steps] == [CRITERIA[criterion].normalize, "standard"]
+
+
+@pytest.mark.parametrize(
+    ("criterion", "dataset", "asked", "loss"),
+    [
+        ("taylor", ARRAYS, None, "task"),
+        ("taylor", UNLABELLED, None, "distill"),
+        ("taylor", ARRAYS, "distill", "distill"),
+        ("l2", ARRAYS, None, None),
+    ],
+)
+def test_what_is_differentiated_follows_the_data(
+    criterion: UnitCriterion, dataset: DatasetInspection, asked: str | None, loss: str | None
+) -> None:
+    wanted = spec([{**PRUNE, "criterion": criterion, "loss": asked}], data={})
+    assert check(wanted, RESNET, dataset) == []
+    (step,) = resolve(wanted, RESNET, dataset).steps or []
+    assert step.model_dump()["loss"] == loss

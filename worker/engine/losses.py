@@ -51,29 +51,27 @@ class Objective:
         return torch.stack(parts).sum()
 
     def sampled_loss(self, outputs: tuple[Tensor, ...], teacher: tuple[Tensor, ...], draw: torch.Generator) -> Tensor:
-        """Distillation at temperature 1 with a target drawn from the teacher's answer in place of the answer itself.
+        """Distillation with a target drawn around the teacher's answer in place of the answer itself.
 
-        A network that still gives the teacher's answers is at the minimum of the distillation loss, where its gradient
-        is zero and says nothing. The target is one class drawn from the teacher's probabilities, or the teacher's
-        numbers plus normal noise under which that loss is the divergence of two normal distributions: so the
-        expectation of this gradient is the gradient of the distillation loss, and where that is zero the expectation
-        of its square is the diagonal of the loss's second derivative, the Fisher information (Martens, JMLR 2020,
-        section 5; of classes of pixels, in proportion to it). A scalar, the mean over samples; `draw` is a CPU
-        generator.
+        A network that still gives the teacher's answers is at the minimum of any distillation loss, where its gradient
+        is zero and says nothing. The loss is half the squared error of every floating-point output (of the scores
+        where classes are told apart: Ba and Caruana, 2014), which is the divergence of two normal distributions; the
+        noise is theirs. So the expectation of this gradient is the gradient of that loss, and where that is zero the
+        expectation of its square is the diagonal of the loss's second derivative, the Fisher information (Martens,
+        JMLR 2020, section 5). Unlike that of sampled classes it does not vanish where the network is sure.
+        A scalar, the mean over samples; `draw` is a CPU generator.
         """
         parts = []
         floating = sum(scale is not None for scale in self.scales)
         for position, (own, wanted, scale) in enumerate(zip(outputs, teacher, self.scales, strict=True)):
             if scale is None:
                 continue
-            if position == self.output and has_classes(self.task, wanted):
-                logits, likely = (_rows_of_logits(value, self.probabilities) for value in (own, wanted))
-                drawn = torch.multinomial(likely.softmax(-1).cpu(), 1, generator=draw)[:, 0]
-                parts.append(F.cross_entropy(logits, drawn.to(logits.device)))
-            else:
-                noise = torch.randn(wanted.shape, generator=draw).to(own.device)
-                spread = math.sqrt(floating * scale * wanted.numel() / len(wanted))
-                parts.append(F.mse_loss(own.float(), wanted.float() + spread * noise) / (2.0 * scale))
+            if position == self.output and self.probabilities:
+                own, wanted = (as_logits(value.float(), self.task, True) for value in (own, wanted))
+                scale = _variance(wanted)
+            noise = torch.randn(wanted.shape, generator=draw).to(own.device)
+            spread = math.sqrt(floating * scale * wanted.numel() / len(wanted))
+            parts.append(F.mse_loss(own.float(), wanted.float() + spread * noise) / (2.0 * scale))
         return torch.stack(parts).mean()
 
     def _distillation(self, outputs: tuple[Tensor, ...], teacher: tuple[Tensor, ...]) -> Tensor:
@@ -142,16 +140,14 @@ def task_loss(task: Task, output: Tensor, labels: Tensor, *, probabilities: bool
 def softened_divergence(own: Tensor, wanted: Tensor, temperature: float, *, probabilities: bool = False) -> Tensor:
     """KL divergence of the classes (dimension 1) at `temperature`, times its square (Hinton et al., 2015, section 2.1:
     so that its gradients keep their size beside the task's)."""
-    own_logits, wanted_logits = (_rows_of_logits(value, probabilities) / temperature for value in (own, wanted))
+    own_logits, wanted_logits = (
+        as_logits(value.float(), "classification", probabilities).movedim(1, -1).flatten(0, -2) / temperature
+        for value in (own, wanted)
+    )
     divergence = F.kl_div(
         own_logits.log_softmax(-1), wanted_logits.log_softmax(-1), log_target=True, reduction="batchmean"
     )
     return divergence * temperature**2
-
-
-def _rows_of_logits(output: Tensor, probabilities: bool) -> Tensor:
-    """[rows, classes]: one row for each sample or pixel."""
-    return as_logits(output.float(), "classification", probabilities).movedim(1, -1).flatten(0, -2)
 
 
 def as_logits(output: Tensor, task: Task, probabilities: bool) -> Tensor:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from models.criteria import GradientLoss
 from models.errors import Code, Failure
 from worker.engine.data.dataset import Batch, Dataset
 from worker.engine.data.labels import IGNORE_INDEX
@@ -48,7 +49,7 @@ class Gradients:
     """`moments` by parameter name; `loss` says what was differentiated, over how many `samples`."""
 
     moments: Mapping[str, Moments]
-    loss: Literal["task", "distill"]
+    loss: GradientLoss
     samples: int
 
 
@@ -59,19 +60,20 @@ def gather(
     samples: int,
     seed: int,
     channels: Channels | None = None,
+    loss: GradientLoss | None = None,
     on_progress: Callable[[float], None] = lambda fraction: None,
 ) -> Gradients:
     """Send up to `samples` training samples through `subject.graph`, in eval mode, and collect its gradients.
 
-    The loss is the task's where there are labels, else distillation from the original with sampled targets
-    (`Objective.sampled_loss`). `joint` needs `channels`, the analysis of that graph. The same seed gives the same
-    values on a CPU.
-    Raises Failure: INVALID_SPEC without data, NOT_TRAINABLE when no gradient reaches a parameter, NAN_LOSS when one is
-    not finite, DATASET_MISMATCH when labels do not fit the output.
+    `task` is the loss on labels, `distill` distillation from the original with sampled targets
+    (`Objective.sampled_loss`); without a choice the former where there are labels. `joint` needs `channels`, the
+    analysis of that graph. The same seed gives the same values on a CPU.
+    Raises Failure: INVALID_SPEC without data or the labels that `task` needs, NOT_TRAINABLE when no gradient reaches a
+    parameter, NAN_LOSS when one is not finite, DATASET_MISMATCH when labels do not fit the output.
     """
     data = _require_data(run)
     network = subject.graph.to(run.device)
-    loss_of, kind = _loss(subject, run, data, seed)
+    loss_of, kind = _loss(subject, run, data, loss, seed)
     chosen = data.train.drawn(samples, seed)
     with trainable(network), _recurrent_differentiable(network):
         sums = _Sums(network, frozenset(statistics), channels)
@@ -95,15 +97,21 @@ def _require_data(run: Run) -> Dataset:
 
 
 def _loss(
-    subject: Subject, run: Run, data: Dataset, seed: int
-) -> tuple[Callable[[Batch], Tensor], Literal["task", "distill"]]:
+    subject: Subject, run: Run, data: Dataset, asked: GradientLoss | None, seed: int
+) -> tuple[Callable[[Batch], Tensor], GradientLoss]:
     network = subject.graph
     teacher = forward_of(subject.original.to(run.device), run.device)
     output = output_index(subject.outputs, run.spec.data.output if run.spec.data else None)
     data.check_output(subject.outputs[output])
     scaled_by = teacher(data.train.sample(SCALE_SAMPLES, seed).inputs)
     labelled = data.has_labels and scaled_by[output].is_floating_point()
-    kind: Literal["task", "distill"] = "task" if labelled else "distill"
+    if asked == "task" and not labelled:
+        raise Failure(
+            Code.INVALID_SPEC,
+            'Gradients of the loss "task" need labels, a task and scores that are floating-point; use "distill".',
+            where="/steps/loss",
+        )
+    kind: GradientLoss = asked or ("task" if labelled else "distill")
     objective = objective_for(kind, data.task, output, scaled_by, weight=1.0, temperature=1.0)
     draw = torch.Generator().manual_seed(seed)
 
@@ -112,7 +120,7 @@ def _loss(
             outputs = as_outputs(network(*batch.inputs))
         except IndexError as error:
             raise index_outside(error) from error
-        if labelled:
+        if kind == "task":
             return objective.loss(outputs, None, batch.labels)
         return objective.sampled_loss(outputs, teacher(batch.inputs), draw)
 
