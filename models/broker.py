@@ -11,8 +11,6 @@ from typing import Any
 from models.messages import CONTROL_QUEUE, TASK_INSPECT, TASK_SWEEP
 
 SOCKET_SECONDS = 5
-VISIBILITY_SECONDS = 7 * 86400
-"""Redis' redelivery of messages without an acknowledgement, longer than any of ours can be open."""
 
 
 def celery_settings(broker_url: str) -> dict[str, Any]:
@@ -28,7 +26,9 @@ def celery_settings(broker_url: str) -> dict[str, Any]:
             "socket_connect_timeout": SOCKET_SECONDS,
             "socket_keepalive": True,
             "health_check_interval": 10,
-            "visibility_timeout": VISIBILITY_SECONDS,
+            # A nudge is gone once it is taken: the sweep sends another. kombu would keep a copy until it is
+            # acknowledged, and doing that over a connection that has gone meanwhile now and then ended the worker.
+            "ack_emulation": False,
             "max_retries": 1,
             "interval_start": 0,
             "interval_step": 0.2,

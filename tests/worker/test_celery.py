@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from celery import Celery
 from celery.app.defaults import DEFAULTS
+from kombu import Message
 from kombu.exceptions import OperationalError
 
 from models.broker import SOCKET_SECONDS, celery_settings
@@ -58,7 +59,7 @@ def test_a_nudge_in_hand_when_the_broker_dies_does_not_end_the_worker(valkey: Va
     app = celery_app(Settings(broker_url=valkey.url))
     app.send_task(TASK_RUN_JOB, queue=queue_of("cpu"))
     connection = app.connection_for_read()
-    in_hand = list[object]()
+    in_hand = list[Message]()
     app.amqp.queues.select_add(queue_of("cpu"))
     channel = connection.default_channel
     app.amqp.TaskConsumer(channel, on_message=in_hand.append).consume()
@@ -68,6 +69,8 @@ def test_a_nudge_in_hand_when_the_broker_dies_does_not_end_the_worker(valkey: Va
     try:
         channel.connection.client = None  # as kombu leaves it when it had to close the transport first
         channel.close()
+        channel.connection = None
+        in_hand[0].ack()
     finally:
         valkey.start()
         app.close()
