@@ -72,6 +72,7 @@ ZIP = Format(
 )
 SAFETENSORS = Format("a safetensors file: weights without a network", _is_safetensors, _suffixes("safetensors"))
 ONNX = Format("an ONNX network", _is_onnx, _suffixes("onnx"))
+TAR = Format("a tar archive", _magic(b"ustar", at=257), _suffixes("tar", "mar"), "Unpack it and send the file inside")
 _PT2_MEMBER = re.compile(r"[^/]+/(data/(weights|constants)/|models/|archive_format$)")
 LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 """How torch.save began a file before torch 1.6: a pickle of its magic number."""
@@ -97,7 +98,7 @@ FORMATS: tuple[Format, ...] = (
     Format("xz-compressed", _magic(b"\xfd7zXZ\x00"), _suffixes("xz", "txz"), _UNPACK),
     Format("zstandard-compressed", _magic(b"\x28\xb5\x2f\xfd"), _suffixes("zst"), _UNPACK),
     Format("a RAR archive", _magic(b"Rar!\x1a\x07"), _suffixes("rar"), _UNPACK),
-    Format("a tar archive", _magic(b"ustar", at=257), _suffixes("tar", "mar"), _UNPACK),
+    TAR,
     Format("an HDF5 file, as Keras writes it", _magic(b"\x89HDF\r\n\x1a\n"), _suffixes("h5", "hdf5", "keras")),
     Format("a GGUF file", _magic(b"GGUF"), _suffixes("gguf")),
     Format("a TensorFlow Lite file", _magic(b"TFL3", at=4), _suffixes("tflite")),
@@ -123,16 +124,18 @@ _KNOWN_SUFFIXES = frozenset(suffix for known in FORMATS for suffix in known.suff
 
 def sniff_network(
     head: bytes, size: int | None, filename: str | None = None, arch: str | None = None
-) -> Literal["zip", "safetensors"]:
+) -> Literal["zip", "onnx", "tar", "safetensors"]:
     """What the first bytes of a network show. `size` is the file's length in bytes, None while it is not known.
 
-    A zip archive may be a `.pt2`; only a look inside tells. With `arch` the file holds weights, as safetensors too.
+    A zip archive may be a `.pt2`, a tar archive an ONNX file with its data; only a look inside tells. With `arch`
+    the file holds weights, as safetensors too.
     Raises `Failure`: empty_file, unknown_format, unsafe_pickle, legacy_format, bad_archive, format_mismatch when
     `filename` says another thing, or invalid_request when the file says itself what network it is.
     """
     if arch is None:
-        _sniff(head, size, filename, NAME_IT if _begins(SAFETENSORS, head, size) else EXPORT, (ZIP,))
-        return "zip"
+        remedy = NAME_IT if _begins(SAFETENSORS, head, size) else EXPORT
+        known = _sniff(head, size, filename, remedy, (ZIP, ONNX, TAR))
+        return "onnx" if known is ONNX else "tar" if known is TAR else "zip"
     if head.startswith(LEGACY_TORCH):
         raise Failure(
             Code.LEGACY_FORMAT,

@@ -54,7 +54,7 @@ class GroupInfo(_Frozen):
     consumers: list[str] = []
 
 
-NetworkFormat = Literal["pt2", "safetensors", "pth", "transformers"]
+NetworkFormat = Literal["pt2", "onnx", "safetensors", "pth", "transformers"]
 """What a network's file is. The last three are weights that came with the name of their architecture."""
 
 

@@ -53,12 +53,10 @@ REFUSED = {
     "gzip": (gzip.compress(b"x" * 100), Code.UNKNOWN_FORMAT, "Unpack"),
     "seven_zip": (b"7z\xbc\xaf\x27\x1c" + bytes(60), Code.UNKNOWN_FORMAT, "7z"),
     "bzip2": (b"BZh91AY&SY" + bytes(60), Code.UNKNOWN_FORMAT, "Unpack"),
-    "tar": (_tar(), Code.UNKNOWN_FORMAT, "tar"),
     "hdf5": (b"\x89HDF\r\n\x1a\n" + bytes(60), Code.UNKNOWN_FORMAT, "Keras"),
     "gguf": (b"GGUF\x03" + bytes(60), Code.UNKNOWN_FORMAT, "GGUF"),
     "npy": (_npy(), Code.UNKNOWN_FORMAT, "numpy array"),
     "safetensors": (_safetensors(), Code.UNKNOWN_FORMAT, "weights without a network"),
-    "onnx": (b"\x08\x08\x12\x07pytorch\x1a\x052.1.0" + bytes(60), Code.UNKNOWN_FORMAT, "ONNX"),
     "json": (b'{"model": 1}' + b" " * 60, Code.UNKNOWN_FORMAT, "JSON"),
     "html": (b"<!DOCTYPE html><html><body>404</body></html>", Code.UNKNOWN_FORMAT, "HTML"),
     "git_lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", Code.UNKNOWN_FORMAT, "git lfs pull"),
@@ -75,9 +73,7 @@ def test_a_file_that_is_no_network_is_refused_with_what_it_is(name: str) -> None
     assert says in caught.value.message
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in REFUSED if name not in ("nothing", "gzip", "bzip2", "seven_zip", "tar")]
-)
+@pytest.mark.parametrize("name", [name for name in REFUSED if name not in ("nothing", "gzip", "bzip2", "seven_zip")])
 def test_the_refusal_says_how_to_convert(name: str) -> None:
     content, _, _ = REFUSED[name]
     for sniff, way in ((sniff_network, "modelpress prepare"), (sniff_dataset, "numpy.savez")):
@@ -116,6 +112,19 @@ def test_a_zip_archive_may_be_a_network_or_data(filename: str | None) -> None:
     head = b"PK\x03\x04" + bytes(60)
     assert sniff_network(head, 1000, filename) == "zip"
     assert sniff_dataset(head, None, filename) == "zip"
+
+
+def test_an_onnx_file_may_be_a_network_and_is_no_data() -> None:
+    head = b"\x08\x08\x12\x07pytorch\x1a\x052.1.0" + bytes(60)
+    assert sniff_network(head, len(head), "net.onnx") == "onnx"
+    assert sniff_network(_tar(), None, "net.tar") == "tar"
+    for content, says in ((head, "ONNX"), (_tar(), "tar")):
+        with pytest.raises(Failure) as caught:
+            sniff_dataset(content, len(content))
+        assert says in caught.value.message
+    for other in (b"\x08\x01\x12", b"\x08\x02\x12", b"\x0a\x08\x12", b"\x08\x08\x7f"):
+        with pytest.raises(Failure):
+            sniff_network(other + bytes(60), 100)
 
 
 MEMBERS = {

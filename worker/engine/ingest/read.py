@@ -7,10 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-import torch
-from torch import Tensor
-
-from models.errors import Code, Failure
 from models.formats import HEAD_BYTES, identify_network_archive, sniff_network
 from models.inspection import Notice, TensorInfo
 from models.reading import NOTHING_SAID, ReadOptions
@@ -19,6 +15,9 @@ from worker.engine.ingest import schema
 from worker.engine.ingest.archive import FORMAT, GRAPH, MAXIMUM_JSON_BYTES, OLD_GRAPH, Archive
 from worker.engine.ingest.named.read import export_named
 from worker.engine.ingest.names import safe_name, safe_names
+from worker.engine.ingest.onnx.archive import read_onnx_archive
+from worker.engine.ingest.onnx.read import read_onnx
+from worker.engine.ingest.parameters import check_parameters
 from worker.engine.ingest.precision import in_single_precision, precision_notice
 from worker.engine.ingest.program import GraphBuilder, Program, dtype_name, symbol
 from worker.engine.ingest.rejected import bad_archive, rejected, shown
@@ -31,14 +30,18 @@ SCHEMA_MAJORS = (7, 8)
 
 
 def read_network(path: Path, options: ReadOptions = NOTHING_SAID) -> Program:
-    """The network in a `.pt2` file, or, where `options` name an architecture, that of the weights in the file.
+    """The network in a `.pt2` or ONNX file, or, where `options` name an architecture, that of the weights in the file.
 
     Raises `Failure`: what `models.formats` raises for other files; bad_archive, network_rejected, unsupported_op or
-    not_trainable for a `.pt2`; what `named` raises for weights. Nothing else leaves, whatever the
+    not_trainable for these; what `named` raises for weights. Nothing else leaves, whatever the
     file holds. The network is tried on shapes alone first, and once for real when these fit the budget.
     """
     with path.open("rb") as file:
         kind = sniff_network(file.read(HEAD_BYTES), path.stat().st_size, arch=options.arch)
+    if kind == "onnx":
+        return read_onnx(path, options)
+    if kind == "tar":
+        return read_onnx_archive(path, options)
     if kind == "zip":
         identify_network_archive(path, options.arch)
     return _read_pt2(path) if options.arch is None else _read_named(path, kind, options)
@@ -86,7 +89,7 @@ def _assemble(module: schema.GraphModule, tensors: Tensors) -> Program:
     outputs = _outputs(module, builder, parse_treespec(call.out_spec, "outputs"), {info.name for info in inputs})
     compose(builder.graph)
     values = {names[name]: tensor for name, tensor in tensors.values.items()}
-    _check_parameters(values, frozenset(names[name] for name in tensors.parameters), warnings)
+    check_parameters(values, frozenset(names[name] for name in tensors.parameters), warnings)
     return Program(
         graph=builder.graph,
         tensors=values,
@@ -202,21 +205,3 @@ def _output_name(path: tuple[str | int, ...], taken: set[str]) -> str:
         number += 1
         name = f"{base}_{number}"
     return name
-
-
-def _check_parameters(values: dict[str, Tensor], parameters: frozenset[str], warnings: list[Notice]) -> None:
-    integers = sorted(name for name, value in values.items() if value.dtype == torch.int8 and value.dim() >= 2)
-    if integers:
-        listed = ", ".join(integers[:5]) + (" …" if len(integers) > 5 else "")
-        raise rejected(
-            f"the network is quantized already: {listed} hold 8-bit integers, which are neither cut nor trained; "
-            "send the network from before it was quantized"
-        )
-    if sum(values[name].numel() for name in parameters) == 0:
-        raise Failure(Code.NOT_TRAINABLE, "the network has no parameters, so there is nothing to compress")
-    broken = sorted(name for name in parameters if not bool(torch.isfinite(values[name]).all()))
-    if broken:
-        listed = ", ".join(broken[:5]) + (" …" if len(broken) > 5 else "")
-        warnings.append(
-            Notice(code="nonfinite_weights", message=f"{len(broken)} parameters hold NaN or infinity: {listed}.")
-        )

@@ -1,0 +1,1 @@
+"""The translation of each ONNX operator, by family."""
