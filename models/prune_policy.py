@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from models.criteria import CRITERIA, Normalize, UnitCriterion
+from models.criteria import CRITERIA, GradientLoss, Normalize, UnitCriterion, needs_gradients
 from models.inspection import GroupInfo
 from models.spec_prune import Amount, LayerAmount, PruneChoice, PruneStep
 from models.spec_train import Loss
@@ -76,8 +76,8 @@ def normalization(step: PruneStep, choice: PruneChoice | None) -> Normalize:
     return CRITERIA[criterion].normalize
 
 
-def resolve_prune(step: PruneStep, loss: Loss) -> PruneStep:
-    """`step` with every default filled in; `loss` is what the data allows."""
+def resolve_prune(step: PruneStep, loss: Loss, differentiated: GradientLoss | None) -> PruneStep:
+    """`step` with every default filled in; `loss` and `differentiated` are what the data allows."""
     layers = [
         choice if choice.skip else choice.model_copy(update={"normalize": normalization(step, choice)})
         for choice in step.layers
@@ -85,7 +85,15 @@ def resolve_prune(step: PruneStep, loss: Loss) -> PruneStep:
     schedule = step.schedule
     if schedule is not None and schedule.loss is None:
         schedule = schedule.model_copy(update={"loss": loss})
-    filled = {"normalize": normalization(step, None), "layers": layers, "schedule": schedule}
+    criteria = [step.criterion, *(choice.criterion for choice in layers)]
+    if not any(criterion is not None and needs_gradients(criterion) for criterion in criteria):
+        differentiated = None
+    filled = {
+        "normalize": normalization(step, None),
+        "loss": step.loss or differentiated,
+        "layers": layers,
+        "schedule": schedule,
+    }
     return step.model_copy(update=filled)
 
 

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from models.criterion_rules import check_batch_norm, check_gradients
+from models.criteria import UnitCriterion, needs_gradients
+from models.criterion_rules import check_batch_norm, check_gradients, check_loss
 from models.errors import FieldProblem
 from models.globs import check_globs
 from models.inspection import DatasetInspection, GroupInfo, NetworkInspection
@@ -41,6 +42,7 @@ def check_prune(
     yield from _check_schedule(spec, step, network, dataset, pointer)
     field = f"{pointer}/criterion" if spec.steps is not None else pointer
     yield from check_gradients(spec, network, step.criterion, field)
+    yield from check_loss(spec, network, dataset, _differentiated(step), step.loss, f"{pointer}/loss")
     for index, choice in enumerate(step.layers):
         if choice.criterion is not None:
             where = f"{pointer}/layers/{index}/criterion"
@@ -65,6 +67,12 @@ def check_prune(
     problems = problems or list(_check_room(step, free, pointer))
     problems = problems or list(_check_amounts(step, network, free, pointer))
     yield from problems
+
+
+def _differentiated(step: PruneStep) -> UnitCriterion:
+    """A criterion of the step that needs gradients, if it has any."""
+    criteria = [step.criterion, *(choice.criterion or step.criterion for choice in step.layers)]
+    return next(filter(needs_gradients, criteria), step.criterion)
 
 
 def _groups(step: PruneStep, network: NetworkInspection) -> list[GroupInfo]:

@@ -6,19 +6,22 @@ The engine calls both again, so that it needs no service. Rules about the data a
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from models.criteria import CRITERIA, GradientLoss, needs_gradients
-from models.criterion_rules import check_batch_norm, check_gradients, check_loss, default_loss
-from models.data_rules import check_data, effective_task, output_that_counts, resolve_data
+from models.criteria import GradientLoss
+from models.criterion_rules import check_gradients, default_loss
+from models.data_rules import check_data, resolve_data
 from models.errors import FieldProblem
-from models.inspection import DatasetInspection, LayerInfo, NetworkInspection
+from models.globs import check_globs, nearest
+from models.inspection import DatasetInspection, NetworkInspection
 from models.presets import PRESETS
+from models.prune_policy import resolve_prune
+from models.prune_rules import check_prune
 from models.sparsify_rules import check_cut_of_a_pattern, check_sparsify
-from models.spec import FinetuneStep, LayerChoice, LayerSparsity, PruneStep, QuantizeStep, SparsifyStep, Spec, Step
+from models.spec import FinetuneStep, LayerChoice, Loss, PruneStep, QuantizeStep, SparsifyStep, Spec, Step
+from models.train_rules import check_training
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ def check(spec: Spec, network: NetworkInspection, dataset: DatasetInspection | N
     `dataset` is the inspection of `spec.data.dataset`, or `None` when there is no data."""
     problems: list[FieldProblem] = []
     if spec.preset is not None and spec.preset not in PRESETS:
-        message = f"There is no preset {spec.preset!r}{_nearest(spec.preset, PRESETS)}."
+        message = f"There is no preset {spec.preset!r}{nearest(spec.preset, PRESETS)}."
         problems.append(FieldProblem(pointer="/preset", message=message, allowed=list(PRESETS)))
     if spec.data is not None and dataset is not None:
         problems += check_data(spec.data, network, dataset)
@@ -64,18 +67,15 @@ def check(spec: Spec, network: NetworkInspection, dataset: DatasetInspection | N
         match step:
             case PruneStep():
                 first = not any(isinstance(earlier, PruneStep) for earlier in steps[:index])
-                field = f"{pointer}/criterion" if spec.steps is not None else pointer
-                problems += check_gradients(spec, network, step.criterion, field)
-                problems += check_loss(spec, network, dataset, step.criterion, step.loss, f"{pointer}/loss")
-                problems += _check_prune(step, network, pointer, first=first)
+                problems += check_prune(spec, step, network, dataset, pointer, first=first)
                 problems += check_cut_of_a_pattern(steps[:index], pointer)
             case SparsifyStep():
-                unmatched = list(_check_globs(step.layers, network.layers, pointer))
+                unmatched = list(check_globs([choice.match for choice in step.layers], network.layers, pointer))
                 problems += unmatched or check_sparsify(step, steps[:index], network, pointer)
                 for where, criterion in step.criteria().items():
                     problems += check_gradients(spec, network, criterion, f"{pointer}{where}")
             case FinetuneStep():
-                problems += _check_finetune(spec, network, dataset, step, pointer)
+                problems += check_training(spec, network, dataset, step, pointer)
             case QuantizeStep():
                 problems += _check_quantize(step, network, pointer)
     if spec.require is not None and spec.data is None:
@@ -94,20 +94,16 @@ def resolve(spec: Spec, network: NetworkInspection, dataset: DatasetInspection |
     if spec.data is not None and dataset is not None:
         data = resolve_data(spec.data, network, dataset)
         task = data.task or "none"
-    learnt = "distill" if task == "none" else "both"
+    learnt: Loss = "distill" if task == "none" else "both"
     differentiated = default_loss(spec.data, network, dataset) if spec.data is not None else None
     steps = [_filled_in(step, learnt, differentiated) for step in steps_of(spec)]
     return spec.model_copy(update={"preset": None, "steps": steps, "data": data})
 
 
-def _filled_in(step: Step, learnt: str, differentiated: GradientLoss | None) -> Step:
+def _filled_in(step: Step, learnt: Loss, differentiated: GradientLoss | None) -> Step:
     if isinstance(step, FinetuneStep) and step.loss is None:
         return step.model_copy(update={"loss": learnt})
-    if isinstance(step, PruneStep):
-        normalize = step.normalize or CRITERIA[step.criterion].normalize
-        loss = step.loss or (differentiated if needs_gradients(step.criterion) else None)
-        return step.model_copy(update={"normalize": normalize, "loss": loss})
-    return step
+    return resolve_prune(step, learnt, differentiated) if isinstance(step, PruneStep) else step
 
 
 def steps_of(spec: Spec) -> list[Step]:
@@ -143,88 +139,13 @@ def _check_needs(spec: Spec, step: Step, pointer: str) -> Iterable[FieldProblem]
         yield FieldProblem(pointer=pointer, message=message)
 
 
-def _check_prune(step: PruneStep, network: NetworkInspection, pointer: str, *, first: bool) -> Iterable[FieldProblem]:
-    unmatched = list(_check_globs(step.layers, network.layers, pointer))
-    yield from unmatched
-    if not network.groups:
-        reasons = [f"{layer.name} {layer.reason}" for layer in network.layers if layer.reason is not None]
-        because = f": {'; '.join(reasons[:3])}" if reasons else ""
-        yield FieldProblem(pointer=pointer, message=f"No channels of this network can be removed{because}.")
-        return
-    if unmatched or not first:
-        return
-    widths = {layer.name: layer.shape[0] for layer in network.layers if layer.shape}
-    free = [group for group in network.groups if not any(_is_skipped(name, step.layers) for name in group.layers)]
-    if not free:
-        message = "Every group of channels has a layer that is skipped, so nothing would be removed: skip fewer."
-        yield FieldProblem(pointer=f"{pointer}/layers", message=message)
-        return
-    bare = list(check_batch_norm(network, free, step.criterion, step.scope, f"{pointer}/criterion"))
-    yield from bare
-    if bare:
-        return
-    widest = max(max([group.units, *(widths.get(name, 0) for name in group.layers)]) for group in free)
-    if widest <= step.round_to:
-        message = (
-            f"Nothing would be removed: no group has more than {widest} channels, and `round_to` keeps multiples "
-            f"of {step.round_to}. Lower `round_to`."
-        )
-        yield FieldProblem(pointer=f"{pointer}/round_to", message=message)
-        return
-    units = sum(group.units for group in free)
-    if step.amount.channels is not None and step.amount.channels * units < 1:
-        message = (
-            f"Nothing would be removed: {step.amount.channels:g} of {units} channels is less than one. "
-            f"Ask for at least {1 / units:.2g}."
-        )
-        yield FieldProblem(pointer=f"{pointer}/amount/channels", message=message)
-
-
-def _check_finetune(
-    spec: Spec, network: NetworkInspection, dataset: DatasetInspection | None, step: FinetuneStep, pointer: str
-) -> Iterable[FieldProblem]:
-    if step.loss == "distill" or spec.data is None or dataset is None:
-        return
-    output = output_that_counts(spec.data, network)
-    field = f"{pointer}/loss" if spec.steps is not None else pointer
-    if dataset.labels is None or effective_task(spec.data, dataset) == "none":
-        if step.loss is None:
-            return  # The default is `distill` then.
-        lacking = "a task and `data.task` is `none`: name the task, or"
-        if dataset.labels is None:
-            lacking = "labels and the data has none:"
-        message = f"The loss {step.loss!r} needs {lacking} use `distill`."
-        yield FieldProblem(pointer=field, message=message, allowed=["distill"])
-    elif "float" not in output.dtype:
-        message = (
-            f"The output {output.name!r} is {output.dtype}, so no gradient leads from the labels to the weights: "
-            "name the output with the scores in `data.output`, or use the loss `distill`."
-        )
-        yield FieldProblem(pointer=field, message=message, allowed=["distill"])
-
-
 def _check_quantize(step: QuantizeStep, network: NetworkInspection, pointer: str) -> Iterable[FieldProblem]:
-    unmatched = list(_check_globs(step.layers, network.layers, pointer))
+    unmatched = list(check_globs([choice.match for choice in step.layers], network.layers, pointer))
     yield from unmatched
     if not unmatched and network.layers and all(_is_skipped(layer.name, step.layers) for layer in network.layers):
         message = "Every layer is skipped, so nothing would be quantized: skip fewer."
         yield FieldProblem(pointer=f"{pointer}/layers", message=message)
 
 
-def _check_globs(
-    choices: Sequence[LayerChoice | LayerSparsity], layers: Sequence[LayerInfo], pointer: str
-) -> Iterable[FieldProblem]:
-    names = [layer.name for layer in layers]
-    for index, choice in enumerate(choices):
-        if not any(fnmatchcase(name, choice.match) for name in names):
-            message = f"No layer's name matches {choice.match!r}{_nearest(choice.match, names)}."
-            yield FieldProblem(pointer=f"{pointer}/layers/{index}/match", message=message)
-
-
 def _is_skipped(name: str, choices: Sequence[LayerChoice]) -> bool:
     return any(fnmatchcase(name, choice.match) for choice in choices)
-
-
-def _nearest(asked: str, names: Iterable[str]) -> str:
-    close = difflib.get_close_matches(asked, list(names), n=3, cutoff=0.4)
-    return f"; the nearest are {', '.join(close)}" if close else ""

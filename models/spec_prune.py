@@ -6,11 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-<<<<<<< models/spec_prune.py
 from models.criteria import Aggregate, GradientLoss, Normalize, NormalizeOver, UnitCriterion
-from models.spec_types import Fraction, LayerChoice, Strict
-=======
-from models.criteria import Aggregate, Normalize, NormalizeOver, UnitCriterion
 from models.spec_train import Training
 from models.spec_types import Count, Fraction, Glob, Strict
 
@@ -39,7 +35,6 @@ class Target(Strict):
     def _exactly_one(self) -> Target:
         _exactly_one_of(self)
         return self
->>>>>>> /tmp/POL/new.tmp
 
 
 class Amount(Strict):

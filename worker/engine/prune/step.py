@@ -36,44 +36,6 @@ def run(subject: Subject, step: PruneStep, run: Run) -> dict[str, Any]:
     Raises `Failure`: `nothing_to_prune`, `no_layer_matches`, `verification_failed` when a cut network is not the masked
     one, and what training raises.
     """
-<<<<<<< worker/engine/prune/step.py
-    run.phase(Phase.PRUNING)
-    subject.graph.to(run.device)
-    inputs = _inputs(subject)
-    channels = analyse(subject.graph, inputs)
-    groups, left_alone = _scorable(channels, _not_skipped(channels, step), step)
-    scoring = _scoring(step)
-    seed = run.spec.seed + (run.step_index or 0)
-    scores, gradients = score_groups(
-        subject, run, channels, [(group, scoring) for group in groups], step.samples, seed, step.loss
-    )
-    candidates = [Candidate.of(group, own, step.round_to) for group, own in zip(groups, scores, strict=True)]
-    if not any(len(candidate.choices) > 1 for candidate in candidates):
-        raise Failure(
-            Code.NOTHING_TO_PRUNE,
-            f"No group of channels can lose any: what stays must be a multiple of {step.round_to} (`round_to`), and "
-            f"the largest group that may shrink has {max(len(group.units) for group in groups)} units. "
-            "Lower `round_to`.",
-        )
-    selection = select(channels, candidates, step.amount, step.scope)
-    if not selection.removed:
-        raise Failure(
-            Code.NOTHING_TO_PRUNE,
-            f"Removing {step.amount.fraction:.1%} of the {step.amount.quantity} is less than the smallest step of "
-            f"{step.round_to} channels (`round_to`). Lower `round_to` or ask for more.",
-        )
-    run.progress(0.5)
-    removed, difference = _cut_and_prove(subject, channels, selection, inputs)
-    subject.records.append(Record("prune", {"units": len(removed)}, {"removed": removed}))
-    if selection.why is not None:
-        run.warn(
-            "amount_not_reached",
-            f"Asked to remove {step.amount.fraction:.1%} of the {step.amount.quantity}, removed "
-            f"{selection.reached:.1%}: {selection.why}.",
-        )
-    details = _details(step, candidates, selection, difference)
-    return details | _how_scored(scoring, gradients) | {"left_alone": left_alone}
-=======
     history = None if run.state is None else History.from_state(run.state)
     under_way = training_under_way(run.state)
     rounds = 1 if step.schedule is None else step.schedule.rounds
@@ -97,7 +59,6 @@ def run(subject: Subject, step: PruneStep, run: Run) -> dict[str, Any]:
                 run.keep_state(history.as_state())
     assert history is not None
     return _finish(step, run, history, cut_short)
->>>>>>> /tmp/POL/new.tmp
 
 
 def replay(subject: Subject, record: Record) -> None:
@@ -125,7 +86,7 @@ def _cut(subject: Subject, step: PruneStep, run: Run, number: int, history: Hist
             history.at_start = _time(run, subject.graph)
     seed = run.spec.seed + (run.step_index or 0) + number - 1
     choices = [(member.part.scored, member.scoring(step)) for member in members]
-    scores, gradients = score_groups(subject, run, channels, choices, step.samples, seed)
+    scores, gradients = score_groups(subject, run, channels, choices, step.samples, seed, step.loss)
     candidates = [
         Candidate.of(member.part.group, member.policy, own, _gone(history, member))
         for member, own in zip(members, scores, strict=True)
