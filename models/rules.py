@@ -20,7 +20,16 @@ from models.presets import PRESETS
 from models.prune_policy import resolve_prune
 from models.prune_rules import check_prune
 from models.sparsify_rules import check_cut_of_a_pattern, check_sparsify
-from models.spec import FinetuneStep, LayerChoice, Loss, PruneStep, QuantizeStep, SparsifyStep, Spec, Step
+from models.spec import (
+    FinetuneStep,
+    LayerChoice,
+    Loss,
+    PruneStep,
+    QuantizeStep,
+    SparsifyStep,
+    Spec,
+    Step,
+)
 from models.train_rules import check_training
 
 
