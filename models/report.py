@@ -113,13 +113,15 @@ class Report(_Frozen):
     """`original` and `compressed` are the first pair of `files`; `requirement_missed` says by how much, in words;
     `cut_short` says what the end of the time left undone (`limits.on_timeout`).
 
+    Where no step changes the network (`sensitivity`), `original` is measured in the engine, `compressed` is null and
+    there are no `files`.
     `mask_check` is the largest relative difference between a cut network and its masked twin, over all cuts.
     `split_made_here`: a split was drawn by us, so the original may have been trained on what it is tested on.
     """
 
     schema_version: Literal[1] = 1
     original: Measurement
-    compressed: Measurement
+    compressed: Measurement | None
     files: list[FilePair]
     steps: list[StepReport]
     layers: list[LayerReport]

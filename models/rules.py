@@ -19,6 +19,7 @@ from models.inspection import DatasetInspection, NetworkInspection
 from models.presets import PRESETS
 from models.prune_policy import resolve_prune
 from models.prune_rules import check_prune
+from models.sensitivity_rules import changes_nothing, check_export, check_sensitivity
 from models.sparsify_rules import check_cut_of_a_pattern, check_sparsify
 from models.spec import (
     FinetuneStep,
@@ -26,6 +27,7 @@ from models.spec import (
     Loss,
     PruneStep,
     QuantizeStep,
+    SensitivityStep,
     SparsifyStep,
     Spec,
     Step,
@@ -41,12 +43,13 @@ class StepRule:
     data_for: str | None
 
 
-_FLOATS = frozenset({"prune", "sparsify", "finetune"})
+_FLOATS = frozenset({"prune", "sparsify", "finetune", "sensitivity"})
 FOLLOWS: dict[str, StepRule] = {
     "prune": StepRule(after=_FLOATS, data_for=None),
     "sparsify": StepRule(after=_FLOATS, data_for=None),
     "finetune": StepRule(after=_FLOATS, data_for="to train on"),
     "quantize": StepRule(after=_FLOATS, data_for="to calibrate with"),
+    "sensitivity": StepRule(after=_FLOATS, data_for="to measure on"),
 }
 """One row a step. Integers can be neither cut nor trained, so nothing follows `quantize`."""
 
@@ -87,6 +90,11 @@ def check(spec: Spec, network: NetworkInspection, dataset: DatasetInspection | N
                 problems += check_training(spec, network, dataset, step, pointer)
             case QuantizeStep():
                 problems += _check_quantize(step, network, pointer)
+            case SensitivityStep():
+                unmatched = list(check_globs([choice.match for choice in step.layers], network.layers, pointer))
+                problems += unmatched or check_sensitivity(step, network, pointer)
+                problems += check_gradients(spec, network, step.criterion, f"{pointer}/criterion")
+    problems += check_export(spec, steps)
     if spec.require is not None and spec.data is None:
         message = "`require` is decided on validation data, and there is none: give `data`, or leave `require` out."
         problems.append(FieldProblem(pointer="/require", message=message))
@@ -106,7 +114,10 @@ def resolve(spec: Spec, network: NetworkInspection, dataset: DatasetInspection |
     learnt: Loss = "distill" if task == "none" else "both"
     differentiated = default_loss(spec.data, network, dataset) if spec.data is not None else None
     steps = [_filled_in(step, learnt, differentiated) for step in steps_of(spec)]
-    return spec.model_copy(update={"preset": None, "steps": steps, "data": data})
+    export = spec.export
+    if export is None:
+        export = [] if changes_nothing(steps) else ["onnx", "pt2"]
+    return spec.model_copy(update={"preset": None, "steps": steps, "data": data, "export": export})
 
 
 def _filled_in(step: Step, learnt: Loss, differentiated: GradientLoss | None) -> Step:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from models.spec_prune import Amount, LayerAmount, PruneChoice, PruneStep, Quantity, Schedule, Target
+from models.spec_sensitivity import SensitivityStep
 from models.spec_sparsify import Blocks, LayerSparsity, NOfM, SparsifyStep
 from models.spec_train import Distill, FinetuneStep, Loss, Training
 from models.spec_types import LayerChoice, Strict
@@ -32,6 +33,7 @@ __all__ = [
     "QuantizeStep",
     "Require",
     "Schedule",
+    "SensitivityStep",
     "SparsifyStep",
     "Spec",
     "Step",
@@ -94,7 +96,7 @@ class QuantizeStep(Strict):
     layers: Annotated[list[LayerChoice], Field(max_length=1000)] = Field(default=[])
 
 
-Step = Annotated[PruneStep | SparsifyStep | FinetuneStep | QuantizeStep, Field(discriminator="step")]
+Step = Annotated[PruneStep | SparsifyStep | FinetuneStep | QuantizeStep | SensitivityStep, Field(discriminator="step")]
 
 
 class Limits(Strict):
@@ -129,8 +131,9 @@ class Spec(Strict):
     data: Data | None = None
     preset: str | None = Field(default=None, description="A named list of steps; see `/presets`.")
     steps: Annotated[list[Step], Field(min_length=1, max_length=32)] | None = None
-    export: Annotated[list[ExportFormat], Field(min_length=1), AfterValidator(_distinct)] = Field(
-        default=["onnx", "pt2"]
+    export: Annotated[list[ExportFormat], AfterValidator(_distinct)] | None = Field(
+        default=None,
+        description='Formats to write. Default: `["onnx", "pt2"]`, or none where no step changes the network.',
     )
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
     device: Device = "auto"

@@ -23,6 +23,7 @@ from models.spec import (
     NOfM,
     PruneStep,
     QuantizeStep,
+    SensitivityStep,
     SparsifyStep,
     Task,
 )
@@ -67,7 +68,7 @@ def capabilities(service: Service) -> Capabilities:
         alive = live(session, service.settings)
     classes = sorted({worker.device_class for worker in alive if worker.device_class})
     settings = service.settings
-    steps = (PruneStep, SparsifyStep, FinetuneStep, QuantizeStep)
+    steps = (PruneStep, SparsifyStep, FinetuneStep, QuantizeStep, SensitivityStep)
     return Capabilities(
         steps=[choice for step in steps for choice in _field(step, "step")],
         structures=_field(PruneStep, "structure"),

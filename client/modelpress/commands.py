@@ -22,6 +22,7 @@ from modelpress.offline import check as check_file
 from modelpress.offline import manage_keys
 from modelpress.outcomes import ModelpressError, describe_error
 from modelpress.progress import job_bar, note, transfers
+from modelpress.sensitivity_table import sensitivity_tables
 from modelpress.types import Upload
 
 OUTCOMES = {"succeeded": 0, "failed": 1, "cancelled": 3}
@@ -102,7 +103,11 @@ def submit(options: Options) -> int:
             return 0
         job = client.jobs.create(**spec)
         _out.print(job.id)
-        return _watch(job) if options.wait else 0
+        status = _watch(job) if options.wait else 0
+        if options.wait and status == 0:
+            for table in sensitivity_tables(job.report()):
+                _out.print(table)
+        return status
 
 
 def jobs(options: Options) -> int:

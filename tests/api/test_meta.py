@@ -52,14 +52,14 @@ def test_presets_are_specs_that_the_schema_accepts(api: Api) -> None:
 
 def test_capabilities_follow_the_spec_and_the_workers_that_are_alive(api: Api) -> None:
     before = api.client.get("/capabilities").json()
-    assert before["steps"] == ["prune", "sparsify", "finetune", "quantize"]
+    assert before["steps"] == ["prune", "sparsify", "finetune", "quantize", "sensitivity"]
     assert {"random", "l2", "taylor", "bn_gamma"} <= set(before["criteria"])
     assert {"random", "l1", "lamp", "hessian"} <= set(before["weight_criteria"])
     assert before["aggregates"] == ["mean", "sum", "max"]
     assert before["normalizations"] == ["mean", "sum", "max", "standard", "none"]
     assert before["patterns"] == ["weights", "n_of_m", "block"]
     assert (before["model_formats"], before["dataset_formats"]) == (
-        ["pt2", "safetensors", "pth", "transformers"],
+        ["pt2", "onnx", "safetensors", "pth", "transformers"],
         ["npz", "image_folder"],
     )
     assert before["devices"] == []

@@ -12,6 +12,7 @@ from modelpress.comparison import rows
 from modelpress.event_stream import parse_stream
 from modelpress.outcomes import describe_error
 from modelpress.progress import describe, note
+from modelpress.sensitivity_table import sensitivity_rows
 from modelpress.transport import problem_of
 
 
@@ -108,4 +109,16 @@ def test_the_comparison_shows_what_was_measured_and_leaves_out_what_was_not() ->
         ("accuracy (test, n=500)", "0.9800", "0.9700", "-0.0100"),
         ("parameters", "1,000", "250", "4.00x less"),
         ("MACs per sample", "4,000", "8,000", "2.00x more"),
+    ]
+
+
+def test_sensitivity_shows_first_what_can_be_spared_least() -> None:
+    def measured(value: float, **more: Any) -> dict[str, Any]:
+        return {"metrics": {"accuracy": {"value": value, "n": 50, "split": "val"}}} | more
+
+    first = {"layers": ["conv1", "bn1"], "units": 8, "points": [measured(0.9, removed=2), measured(0.7, removed=4)]}
+    second = {"layers": ["conv2"], "units": 16, "points": [measured(0.8, removed=4), measured(0.2, removed=8)]}
+    assert sensitivity_rows({"unchanged": measured(0.95), "groups": [first, second]}) == [
+        ("conv2", "16", "4: 0.8000  8: 0.2000"),
+        ("conv1, bn1", "8", "2: 0.9000  4: 0.7000"),
     ]

@@ -67,6 +67,7 @@ def test_the_report_is_about_the_files_that_are_delivered(finished: tuple[Path, 
         assert pair.original.latency_ms is not None
         assert pair.compressed.latency_ms is not None
         assert pair.original.latency_ms.runtime == pair.compressed.latency_ms.runtime
+    assert report.compressed is not None
     assert report.compressed.macs == pytest.approx(report.original.macs * 0.5, rel=0.06)
     assert report.mask_check is not None
     assert report.mask_check <= 1e-5
@@ -85,6 +86,7 @@ def test_stock_onnxruntime_gives_the_accuracy_of_the_report(finished: tuple[Path
     (name,) = [value.name for value in session.get_inputs()]
     (scores,) = session.run(None, {name: data[name]})
     rows = make_splits(len(data["y"]), None, data["y"], report.provenance.seed).test
+    assert report.compressed is not None
     assert report.compressed.metrics is not None
     measured = report.compressed.metrics["accuracy"]
     assert (measured.split, measured.n) == ("test", len(rows))
@@ -161,6 +163,7 @@ def test_when_the_time_is_up_the_best_so_far_is_delivered_and_the_report_says_so
     assert report.cut_short.startswith("The 1 seconds of `limits.timeout_s` were up: ")
     assert "quantize left out" in report.cut_short
     assert "cut_short" in [notice.code for notice in report.warnings]
+    assert report.compressed is not None
     assert report.compressed.macs < 0.6 * report.original.macs
     assert {row.bits for row in report.layers} == {32}
     ends = [event["step_index"] for event in events if event["type"] == "checkpoint" and event["epoch"] is None]
@@ -218,6 +221,7 @@ def test_other_networks_are_pruned_recovered_and_quantized(name: str, tmp_path: 
     status, _, log = run_engine(request(tmp_path, name, steps, export=["onnx"]), tmp_path)
     assert status == 0, log
     report = Report.model_validate_json((tmp_path / "job/artifacts/report.json").read_bytes())
+    assert report.compressed is not None
     assert report.compressed.parameters < 0.7 * report.original.parameters
 
 
@@ -228,6 +232,7 @@ def test_pruning_needs_no_data(tmp_path: Path) -> None:
     status, _, log = run_engine(asked, tmp_path)
     assert status == 0, log
     report = Report.model_validate_json((tmp_path / "job/artifacts/report.json").read_bytes())
+    assert report.compressed is not None
     assert report.compressed.metrics is None
     assert report.compressed.reasons["metrics"] == "no_data"
 

@@ -532,7 +532,10 @@ def test_what_was_asked_for_is_not_replaced_by_defaults() -> None:
         data={"task": "none", "output": "features", "transform": {"scale": 1.0}},
     )
     assert resolve(asked, RESNET, ARRAYS) == asked.model_copy(
-        update={"data": asked.data and asked.data.model_copy(update={"metric": "agreement"})}
+        update={
+            "data": asked.data and asked.data.model_copy(update={"metric": "agreement"}),
+            "export": ["onnx", "pt2"],
+        }
     )
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from celery import Celery
 from celery.app.defaults import DEFAULTS
-from kombu import Message
 from kombu.exceptions import OperationalError
+from kombu.message import Message
 
 from models.broker import SOCKET_SECONDS, celery_settings
 from models.messages import TASK_RUN_JOB, queue_of
@@ -70,7 +70,7 @@ def test_a_nudge_in_hand_when_the_broker_dies_does_not_end_the_worker(valkey: Va
         channel.connection.client = None  # as kombu leaves it when it had to close the transport first
         channel.close()
         channel.connection = None
-        in_hand[0].ack()
+        in_hand[0].ack()  # type: ignore[no-untyped-call]
     finally:
         valkey.start()
         app.close()

@@ -60,7 +60,7 @@ class Checkpoints:
         path = self._folder / str(number) / f"{key}.safetensors"
         if self._save(reports, path, state):
             self._states.append(path)
-            self._say(len(reports), state.data["epoch"], path)
+            self._say(len(reports), state.data.get("epoch"), path)
         for old in self._states[:-_STATES_KEPT]:
             shutil.rmtree(old.parent)
             self._states.remove(old)

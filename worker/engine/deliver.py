@@ -65,7 +65,7 @@ def deliver(subject: Subject, run: Run, request: CompressRequest, before: Measur
     if missed and run.spec.require is not None and run.spec.require.on_miss == "fail":
         raise Failure(Code.REQUIREMENT_MISSED, missed, where="/require/max_metric_drop")
 
-    formats = run.spec.export
+    formats = run.spec.export or []
     verifications: list[Verification] = []
     with run.timed("export"):
         run.share(75.0, 12.0)
@@ -107,9 +107,34 @@ def deliver(subject: Subject, run: Run, request: CompressRequest, before: Measur
         seconds=run.seconds,
         provenance=_provenance(run, request),
     )
+    _write_report(run, report)
+
+
+def deliver_report(run: Run, request: CompressRequest, before: Measurement, steps: list[StepReport]) -> None:
+    """The report of a job whose steps change nothing: no file is written, and nothing compressed is measured."""
+    (run.folder / REPORT).parent.mkdir(exist_ok=True)
+    run.share(100.0, 0.0)
+    report = Report(
+        original=before,
+        compressed=None,
+        files=[],
+        steps=steps,
+        layers=[],
+        verification=[],
+        mask_check=None,
+        split_made_here=run.data is not None and run.data.split_made_here,
+        cut_short=run.cut_short,
+        warnings=run.warnings,
+        seconds=run.seconds,
+        provenance=_provenance(run, request),
+    )
+    _write_report(run, report)
+
+
+def _write_report(run: Run, report: Report) -> None:
     (run.folder / REPORT).write_text(report.model_dump_json(indent=2))
     _announce(run, "report.json", "report")
-    (artifacts / "spec.json").write_text(run.spec.model_dump_json(indent=2))
+    (run.folder / "artifacts" / "spec.json").write_text(run.spec.model_dump_json(indent=2))
     _announce(run, "spec.json", "spec")
 
 

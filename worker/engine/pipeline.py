@@ -16,13 +16,14 @@ from models.events import EngineEvent, FinishedEvent, StepEvent
 from models.messages import CompressRequest
 from models.report import Measurement, StepReport
 from models.rules import check, resolve
-from models.spec import FinetuneStep, PruneStep, QuantizeStep, SparsifyStep, Step
+from models.sensitivity_rules import changes_nothing
+from models.spec import FinetuneStep, PruneStep, QuantizeStep, SensitivityStep, SparsifyStep, Step
 from models.statuses import Phase
 from worker.engine.assess import assess, deciding
 from worker.engine.checkpoint import Checkpoints, restore_checkpoint
 from worker.engine.data.dataset import open_dataset
 from worker.engine.data.inspect import inspect_dataset
-from worker.engine.deliver import EXPORTERS, REPORT, deliver
+from worker.engine.deliver import EXPORTERS, REPORT, deliver, deliver_report
 from worker.engine.graph.describe import describe_network
 from worker.engine.graph.lift import lift
 from worker.engine.ingest.read import read_network
@@ -31,6 +32,7 @@ from worker.engine.measure.metrics import at_chance
 from worker.engine.prune.step import run as prune
 from worker.engine.quantize.step import run as quantize
 from worker.engine.run import Run
+from worker.engine.sensitivity.step import run as sensitivity
 from worker.engine.sparsify.step import run as sparsify
 from worker.engine.subject import StepState, Subject
 from worker.engine.timing import Stopwatch
@@ -41,10 +43,11 @@ STEPS: dict[type, Callable[[Subject, Any, Run], dict[str, Any]]] = {
     SparsifyStep: sparsify,
     FinetuneStep: finetune,
     QuantizeStep: quantize,
+    SensitivityStep: sensitivity,
 }
 """The code of each step of `models/spec.py`."""
 
-_WEIGHTS = {"prune": 1.0, "sparsify": 1.0, "finetune": 12.0, "quantize": 2.0}
+_WEIGHTS = {"prune": 1.0, "sparsify": 1.0, "finetune": 12.0, "quantize": 2.0, "sensitivity": 12.0}
 """How long steps take relative to one another, for the progress bar."""
 
 _STEPS_START, _STEPS_END = 5.0, 75.0
@@ -75,7 +78,10 @@ def compress(request: CompressRequest, emit: Callable[[EngineEvent], None]) -> N
     subject, done, run.state = _resume(subject, run, request, keys)
     run.train, run.latency = finetune, _stopwatch(subject, run, request)
     reports = _take_steps(subject, run, Checkpoints(subject, run, keys), done)
-    deliver(subject, run, request, baseline, reports)
+    if changes_nothing(run.spec.steps or []):
+        deliver_report(run, request, baseline, reports)
+    else:
+        deliver(subject, run, request, baseline, reports)
     emit(FinishedEvent(report=REPORT))
 
 
@@ -177,12 +183,15 @@ def _take_steps(subject: Subject, run: Run, checkpoints: Checkpoints, done: list
 def _how_far(step: Step, details: dict[str, Any]) -> str:
     if isinstance(step, PruneStep) and step.schedule is not None:
         return f"round {len(details['rounds'])} of {step.schedule.rounds}"
-    assert isinstance(step, FinetuneStep)
-    return f"epoch {details['epochs']} of {step.epochs}"
+    if isinstance(step, FinetuneStep):
+        return f"epoch {details['epochs']} of {step.epochs}"
+    return f"{len(details['groups'])} groups"
 
 
-def _stopwatch(subject: Subject, run: Run, request: CompressRequest) -> Stopwatch:
+def _stopwatch(subject: Subject, run: Run, request: CompressRequest) -> Stopwatch | None:
     """In the format whose figures the report begins with."""
+    if not run.spec.export:
+        return None
     form = run.spec.export[0]
     return Stopwatch(subject, run, request.threads, form, EXPORTERS[form])
 

@@ -1,0 +1,1 @@
+"""Measuring what each group of channels is worth."""

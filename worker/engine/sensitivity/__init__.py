@@ -1,0 +1,1 @@
+"""How much each group of channels matters."""
