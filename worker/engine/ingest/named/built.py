@@ -6,6 +6,7 @@ import contextlib
 import inspect
 import io
 import logging
+import math
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from worker.engine.ingest.rejected import rejected
 
 MAXIMUM_BUFFER_BYTES = 1 << 30
 """Of what a network computes from its settings and does not store: position tables, attention masks."""
+MAXIMUM_SAMPLE_BYTES = 256 << 20
 _BATCH = 7
 """Of the export's example: unlike the sizes that networks have, so that none is taken for it."""
 
@@ -51,6 +53,9 @@ def export(built: Built, title: str, path: Path) -> None:
 
     Raises `Failure` (network_rejected) where torch cannot export it.
     """
+    for name, (shape, dtype) in built.inputs.items():
+        if math.prod(shape[1:]) * dtype.itemsize > MAXIMUM_SAMPLE_BYTES:
+            raise rejected(f"a sample of {name} {list(shape)} has more than {MAXIMUM_SAMPLE_BYTES >> 20} MiB")
     module = built.module.requires_grad_(True)
     inputs = tuple(torch.zeros(_BATCH, *shape[1:], dtype=dtype) for shape, dtype in built.inputs.values())
     if built.outputs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 
 import torch
@@ -34,6 +35,9 @@ def read_safetensors(content: bytes, file: str = "the file") -> dict[str, Tensor
     except (SafetensorError, ValueError) as error:
         reason = ascii(str(error)[:200])[1:-1]
         raise rejected(f"{file} is not a whole safetensors file ({reason}); save it again") from error
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")], object_pairs_hook=list)
+    if len(header) != len({name for name, _ in header}):
+        raise rejected(f"{file} describes a tensor twice")
     return {name: _tensor(name, **entry) for name, entry in entries}
 
 
