@@ -13,7 +13,7 @@ from models.globs import check_globs
 from models.inspection import DatasetInspection, GroupInfo, NetworkInspection
 from models.prune_policy import Policy, first_match, layers_of, policy_for, removable_counts
 from models.spec import PruneStep, Spec
-from models.train_rules import check_training
+from models.train_rules import check_schedule
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def check_prune(
     first: bool,
 ) -> Iterable[FieldProblem]:
     """`first`: nothing was cut before, so that sizes are known."""
-    yield from _check_schedule(spec, step, network, dataset, pointer)
+    yield from check_schedule(spec, network, dataset, step.schedule, pointer)
     field = f"{pointer}/criterion" if spec.steps is not None else pointer
     yield from check_gradients(spec, network, step.criterion, field)
     yield from check_loss(spec, network, dataset, _differentiated(step), step.loss, f"{pointer}/loss")
@@ -78,20 +78,6 @@ def _differentiated(step: PruneStep) -> UnitCriterion:
 def _groups(step: PruneStep, network: NetworkInspection) -> list[GroupInfo]:
     """Those that the structure means."""
     return [group for group in network.groups if layers_of(step, group)]
-
-
-def _check_schedule(
-    spec: Spec, step: PruneStep, network: NetworkInspection, dataset: DatasetInspection | None, pointer: str
-) -> Iterable[FieldProblem]:
-    if step.schedule is None:
-        return
-    if spec.data is None:
-        message = (
-            "A schedule trains between its rounds and needs data for that; labels are not needed. Upload some "
-            '(`POST /datasets`) and give `"data": {"dataset": "dat_…"}`, or leave `schedule` out.'
-        )
-        yield FieldProblem(pointer=f"{pointer}/schedule", message=message)
-    yield from check_training(spec, network, dataset, step.schedule, f"{pointer}/schedule")
 
 
 def _check_structure(step: PruneStep, network: NetworkInspection, pointer: str) -> Iterable[FieldProblem]:

@@ -20,7 +20,7 @@ from models.presets import PRESETS
 from models.prune_policy import resolve_prune
 from models.prune_rules import check_prune
 from models.sensitivity_rules import changes_nothing, check_export, check_sensitivity
-from models.sparsify_rules import check_cut_of_a_pattern, check_sparsify
+from models.sparsify_rules import check_cut_of_a_pattern, check_sparsify, check_what_it_reads, resolve_sparsify
 from models.spec import (
     FinetuneStep,
     LayerChoice,
@@ -84,8 +84,7 @@ def check(spec: Spec, network: NetworkInspection, dataset: DatasetInspection | N
             case SparsifyStep():
                 unmatched = list(check_globs([choice.match for choice in step.layers], network.layers, pointer))
                 problems += unmatched or check_sparsify(step, steps[:index], network, pointer)
-                for where, criterion in step.criteria().items():
-                    problems += check_gradients(spec, network, criterion, f"{pointer}{where}")
+                problems += check_what_it_reads(spec, step, network, dataset, pointer)
             case FinetuneStep():
                 problems += check_training(spec, network, dataset, step, pointer)
             case QuantizeStep():
@@ -123,6 +122,8 @@ def resolve(spec: Spec, network: NetworkInspection, dataset: DatasetInspection |
 def _filled_in(step: Step, learnt: Loss, differentiated: GradientLoss | None) -> Step:
     if isinstance(step, FinetuneStep) and step.loss is None:
         return step.model_copy(update={"loss": learnt})
+    if isinstance(step, SparsifyStep):
+        return resolve_sparsify(step, learnt, differentiated)
     return resolve_prune(step, learnt, differentiated) if isinstance(step, PruneStep) else step
 
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
+from typing import Any
 
+from models.criteria import GradientLoss, needs_gradients
+from models.criterion_rules import check_gradients, check_loss
 from models.errors import FieldProblem
-from models.inspection import LayerInfo, NetworkInspection
-from models.spec import Blocks, NOfM, PruneStep, SparsifyStep, Step
+from models.inspection import DatasetInspection, LayerInfo, NetworkInspection
+from models.spec import Blocks, Loss, NOfM, PruneStep, SparsifyStep, Spec, Step
+from models.train_rules import check_schedule
 
 _GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 _INPUTS_FIRST = ("ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d")
@@ -52,6 +56,27 @@ def check_sparsify(
                 "here, or leave one of the two out."
             )
             yield FieldProblem(pointer=f"{pointer}/{'pattern' if step.amount is None else 'amount'}", message=message)
+
+
+def check_what_it_reads(
+    spec: Spec, step: SparsifyStep, network: NetworkInspection, dataset: DatasetInspection | None, pointer: str
+) -> Iterable[FieldProblem]:
+    """What its criteria and its schedule need of the data."""
+    for where, criterion in step.criteria().items():
+        yield from check_gradients(spec, network, criterion, f"{pointer}{where}")
+    differentiated = next(filter(needs_gradients, step.criteria().values()), step.criterion)
+    yield from check_loss(spec, network, dataset, differentiated, step.loss, f"{pointer}/loss")
+    yield from check_schedule(spec, network, dataset, step.schedule, pointer)
+
+
+def resolve_sparsify(step: SparsifyStep, loss: Loss, differentiated: GradientLoss | None) -> SparsifyStep:
+    """`step` with every default filled in; `loss` and `differentiated` are what the data allows."""
+    filled: dict[str, Any] = {}
+    if step.loss is None and any(needs_gradients(criterion) for criterion in step.criteria().values()):
+        filled["loss"] = differentiated
+    if step.schedule is not None and step.schedule.loss is None:
+        filled["schedule"] = step.schedule.model_copy(update={"loss": loss})
+    return step.model_copy(update=filled)
 
 
 def check_cut_of_a_pattern(earlier: Sequence[Step], pointer: str) -> Iterable[FieldProblem]:

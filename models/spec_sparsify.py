@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from models.criteria import WeightCriterion
+from models.criteria import GradientLoss, WeightCriterion
+from models.spec_prune import Schedule
 from models.spec_types import Fraction, Glob, Strict
 
 
@@ -81,6 +82,11 @@ class SparsifyStep(Strict):
     samples: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
         default=512, description="Training samples whose gradients are taken; only where a criterion needs any."
     )
+    loss: GradientLoss | None = Field(
+        default=None,
+        description="What is differentiated, where a criterion needs gradients. Default: `task` with labels and a "
+        "task, else `distill`.",
+    )
     scope: Literal["global", "layer"] = Field(
         default="global", description="One ranking over the network, or the same fraction of every layer."
     )
@@ -89,11 +95,19 @@ class SparsifyStep(Strict):
     )
     threshold: Threshold | None = Field(default=None, description="In place of an amount: scores below it go.")
     layers: Annotated[list[LayerSparsity], Field(max_length=1000)] = Field(default=[])
+    schedule: Schedule | None = Field(default=None, description="Rounds that raise the amount, with training between.")
 
     def criteria(self) -> dict[str, WeightCriterion]:
         """Every criterion that is named, by where it stands in the step (a JSON pointer)."""
         own = {f"/layers/{index}/criterion": choice.criterion for index, choice in enumerate(self.layers)}
         return {"/criterion": self.criterion} | {where: name for where, name in own.items() if name is not None}
+
+    @model_validator(mode="after")
+    def _amounts_grow(self) -> SparsifyStep:
+        fixed = isinstance(self.pattern, NOfM) or self.threshold is not None
+        if self.schedule is not None and (fixed or any(choice.threshold is not None for choice in self.layers)):
+            raise ValueError("n of m and a threshold are the same in every round: give an amount, or no schedule")
+        return self
 
     @model_validator(mode="after")
     def _how_much(self) -> SparsifyStep:

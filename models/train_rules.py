@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from models.data_rules import effective_task, output_that_counts
 from models.errors import FieldProblem
 from models.inspection import DatasetInspection, NetworkInspection
-from models.spec import Spec, Training
+from models.spec import Schedule, Spec, Training
 
 
 def check_training(
@@ -32,3 +32,22 @@ def check_training(
             "name the output with the scores in `data.output`, or use the loss `distill`."
         )
         yield FieldProblem(pointer=field, message=message, allowed=["distill"])
+
+
+def check_schedule(
+    spec: Spec,
+    network: NetworkInspection,
+    dataset: DatasetInspection | None,
+    schedule: Schedule | None,
+    pointer: str,
+) -> Iterable[FieldProblem]:
+    """`pointer` is where the step with the schedule stands."""
+    if schedule is None:
+        return
+    if spec.data is None:
+        message = (
+            "A schedule trains between its rounds and needs data for that; labels are not needed. Upload some "
+            '(`POST /datasets`) and give `"data": {"dataset": "dat_…"}`, or leave `schedule` out.'
+        )
+        yield FieldProblem(pointer=f"{pointer}/schedule", message=message)
+    yield from check_training(spec, network, dataset, schedule, f"{pointer}/schedule")

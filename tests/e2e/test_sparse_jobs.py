@@ -75,7 +75,7 @@ def test_the_report_is_about_the_packed_file_and_claims_no_speed(finished: tuple
     assert rows["embedding"] == 0.0
     first, second, _ = report.steps
     assert first.details["reached"] == 0.5
-    assert second.details["gradient_samples"] == 32
+    assert second.details["gradients"] == {"loss": "task", "samples": 32}
     assert first.after.nonzero_parameters > second.after.nonzero_parameters
 
 

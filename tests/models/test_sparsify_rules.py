@@ -8,9 +8,9 @@ import pytest
 from pydantic import ValidationError
 
 from models.inspection import NetworkInspection
-from models.rules import check
-from models.spec import Spec
-from tests.models.test_rules import ARRAYS, NO_DATA, PRUNE, RESNET, TOKENS, layer, spec
+from models.rules import check, resolve
+from models.spec import SparsifyStep, Spec
+from tests.models.test_rules import ARRAYS, NO_DATA, PRUNE, RESNET, TOKENS, UNLABELLED, layer, spec
 
 MIXED = RESNET.model_copy(
     update={
@@ -116,6 +116,18 @@ REFUSED: dict[str, tuple[Spec, NetworkInspection, str, str]] = {
         "/steps/0/layers/0/criterion",
         "The criterion 'hessian' needs data to take gradients from",
     ),
+    "rounds without data": (
+        spec([sparsify(amount=0.5, schedule={"rounds": 3})]),
+        RESNET,
+        "/steps/0/schedule",
+        "A schedule trains between its rounds and needs data for that",
+    ),
+    "a loss that is not differentiated": (
+        spec([sparsify(amount=0.5, loss="distill")], data={}),
+        RESNET,
+        "/steps/0/loss",
+        "The criterion 'l1' reads no gradients, so no loss is differentiated: leave `loss` out.",
+    ),
 }
 
 
@@ -153,6 +165,18 @@ def test_integers_have_no_gradient_to_go_by() -> None:
     assert "No output of the network is floating-point" in " ".join(p.message for p in check(asked, network, ARRAYS))
 
 
+def test_what_is_not_said_is_filled_in_from_the_data() -> None:
+    steps = [sparsify(amount=0.5, criterion="taylor", schedule={"rounds": 2}), sparsify(amount=0.6)]
+    for data, loss, learnt in ((ARRAYS, "task", "both"), (UNLABELLED, "distill", "distill")):
+        resolved = resolve(spec(steps, data={}), RESNET, data)
+        first, second = resolved.steps or []
+        assert isinstance(first, SparsifyStep)
+        assert isinstance(second, SparsifyStep)
+        assert first.schedule is not None
+        assert (first.loss, first.schedule.loss, second.loss, second.schedule) == (loss, learnt, None, None)
+        assert resolve(resolved, RESNET, data) == resolved
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -166,6 +190,8 @@ def test_integers_have_no_gradient_to_go_by() -> None:
         ({"amount": 0.5, "layers": [{"match": "fc"}]}, "give skip, criterion, amount or threshold"),
         ({"amount": 0.5, "layers": [{"match": "fc", "skip": True, "amount": 0.1}]}, "a layer that is skipped has no"),
         ({"amount": 0.5, "layers": [{"match": "fc", "amount": 0.1, "threshold": 1}]}, "not both"),
+        ({"pattern": {"n_of_m": [2, 4]}, "schedule": {"rounds": 2}}, "are the same in every round"),
+        ({"threshold": 0.1, "schedule": {"rounds": 2}}, "are the same in every round"),
         ({"amount": 0.5, "criterion": "fpgm"}, "Input should be 'random'"),
     ],
 )

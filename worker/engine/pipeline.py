@@ -181,7 +181,7 @@ def _take_steps(subject: Subject, run: Run, checkpoints: Checkpoints, done: list
 
 
 def _how_far(step: Step, details: dict[str, Any]) -> str:
-    if isinstance(step, PruneStep) and step.schedule is not None:
+    if isinstance(step, PruneStep | SparsifyStep) and step.schedule is not None:
         return f"round {len(details['rounds'])} of {step.schedule.rounds}"
     if isinstance(step, FinetuneStep):
         return f"epoch {details['epochs']} of {step.epochs}"

@@ -136,5 +136,6 @@ def test_every_criterion_ranks_weights(criterion: str, tmp_path: Path) -> None:
     subject = subject_of("gru")
     details = sparsify(subject, step(amount=0.5, criterion=criterion, samples=8), begun(subject, tmp_path))
     assert details["reached"] == pytest.approx(0.5, abs=1e-3)
-    assert details.get("gradient_samples") == (8 if criterion in ("gradient", "taylor", "hessian") else None)
+    differentiated = criterion in ("gradient", "taylor", "hessian")
+    assert details["gradients"] == ({"loss": "distill", "samples": 8} if differentiated else None)
     assert_kept(subject)

@@ -114,10 +114,5 @@ class History:
         }
 
 
-def training_under_way(state: StepState | None) -> StepState | None:
-    """What the training between two rounds goes on from, if it was inside it that the state was kept."""
-    return state if state is not None and "log" in state.data else None
-
-
 def _latencies(timing: Timing) -> list[dict[str, Any]]:
     return [timing.network.model_dump(), timing.original.model_dump()]

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from models.errors import Code, Failure
-from models.spec import FinetuneStep, PruneStep, Training
+from models.spec import PruneStep
 from models.statuses import Phase
 from worker.engine.assess import assess, deciding
 from worker.engine.graph.channels import analyse
@@ -19,9 +19,10 @@ from worker.engine.prune.choose import Round, choose
 from worker.engine.prune.groups import Member, free_groups
 from worker.engine.prune.latency import Timing
 from worker.engine.prune.proof import cut_and_prove
-from worker.engine.prune.rounds import History, training_under_way
+from worker.engine.prune.rounds import History
 from worker.engine.prune.select import Candidate
 from worker.engine.run import Run
+from worker.engine.schedule import train_between, training_under_way
 from worker.engine.score.groups import score_groups
 from worker.engine.subject import Record, StepState, Subject
 
@@ -146,15 +147,9 @@ def _metric(subject: Subject, run: Run) -> dict[str, Any] | None:
 
 def _train(subject: Subject, step: PruneStep, run: Run, history: History, under_way: StepState | None) -> bool:
     """Train after a round, and note it in its row; whether the time ran out."""
-    if run.train is None or step.schedule is None:
-        raise Failure(Code.INTERNAL, "nothing here trains")
-    chosen = {name: getattr(step.schedule, name) for name in Training.model_fields}
-    training = FinetuneStep(step="finetune", epochs=step.schedule.epochs_between, **chosen)
-    outer = run.state, run.keep_state
-    run.state, run.keep_state = under_way, lambda state: outer[1](history.as_state(state))
+    assert step.schedule is not None
     with run.part(_CUT, 1 - _CUT):
-        details = run.train(subject, training, run)
-    run.state, run.keep_state = outer
+        details = train_between(subject, step.schedule, run, under_way, history.as_state)
     last = history.rounds[-1]
     last["training"] = {name: details[name] for name in ("epochs", "best_epoch", "loss", "train_samples", "history")}
     if last["metric"] is not None:

@@ -1,77 +1,67 @@
-"""The sparsify step: score, choose, set to zero, and leave masks that every later step keeps to."""
+"""The sparsify step: score, choose, set to zero, and leave masks that every later step keeps to.
+
+In one go, or by a schedule in rounds with training in between.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from models.criteria import WeightCriterion
 from models.errors import Code, Failure
-from models.spec import Blocks, LayerSparsity, NOfM, SparsifyStep
+from models.spec import SparsifyStep
 from models.statuses import Phase
+from worker.engine.assess import assess, deciding
 from worker.engine.masks import mask_weights
 from worker.engine.run import Run
+from worker.engine.schedule import train_between, training_under_way
 from worker.engine.score.criteria import CRITERIA
 from worker.engine.score.gradients import Gradients, gather
 from worker.engine.score.weights import weight_scores
-from worker.engine.sparsify.matrices import Weight, sparse_weights
-from worker.engine.sparsify.patterns import below, block_scores, misfit, n_of_m, smallest, spread
-from worker.engine.subject import Record, Subject
+from worker.engine.sparsify.choose import Target, choose, targets_of
+from worker.engine.subject import Record, StepState, Subject
 
 NEAR = 0.02
 """How far the fraction reached may be from the one asked for before it is called a miss."""
+_MASKED = 0.2
+"""Share of a round that is not training, for the progress bar."""
+_KEY = "sparsity"
+"""Of what `StepState.data` holds of this step, beside the state of the training that is under way."""
 
-
-@dataclass(frozen=True)
-class _Target:
-    """A weight that gets the pattern, and what its layer's choice says; `stays` is what an earlier step left of it."""
-
-    weight: Weight
-    choice: LayerSparsity | None
-    stays: Tensor
-
-    def criterion(self, step: SparsifyStep) -> WeightCriterion:
-        return (self.choice.criterion if self.choice is not None else None) or step.criterion
-
-    @property
-    def has_own_amount(self) -> bool:
-        return self.choice is not None and (self.choice.amount, self.choice.threshold) != (None, None)
+_Rows = list[dict[str, Any]]
+"""What the report says of each round so far."""
 
 
 def run(subject: Subject, step: SparsifyStep, run: Run) -> dict[str, Any]:
-    """Set weights of `subject.graph` to zero, add their masks to `subject.masks` and append the record that `replay`
-    repeats.
+    """Set weights of `subject.graph` to zero, add their masks to `subject.masks` and append the records that `replay`
+    repeats, one a round.
 
-    Raises `Failure`: `nothing_to_prune` when no weight can have the pattern, or none goes that was not zero already.
+    With a schedule a state is kept after every round and every training. Once the time is up no other round begins.
+    Raises `Failure`: `nothing_to_prune` when no weight can have the pattern, or none goes that was not zero already,
+    and what training raises.
     """
-    run.phase(Phase.PRUNING)
-    targets, dense = _targets(subject, step)
-    if not targets:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in list(dense.items())[:5])
-        raise Failure(Code.NOTHING_TO_PRUNE, f"No weight can be set to zero ({reasons or 'no layer has any'}).")
-    gradients = _gradients(subject, step, targets, run)
-    masks = _choose(targets, step, _scores(subject, step, targets, gradients, run))
-    before, after = sum(_zeros(t.stays) for t in targets), sum(_zeros(mask) for mask in masks.values())
-    total = sum(mask.numel() for mask in masks.values())
-    if after <= before:
-        raise Failure(
-            Code.NOTHING_TO_PRUNE,
-            f"No further weight would become zero: {before / total:.1%} are zero already. Ask for more.",
-        )
-    subject.masks |= masks
-    mask_weights(subject.graph, subject.masks)
-    subject.records.append(Record("sparsify", {"zeros": after}, masks))
-    if step.amount is not None and (missed := _missed(targets, masks, step.amount)) is not None:
-        run.warn("amount_not_reached", missed)
-    details = _details(step, targets, masks, dense)
-    if gradients is not None:
-        details |= {"gradients_of": gradients.loss, "gradient_samples": gradients.samples}
-    return details
+    rows: _Rows = [] if run.state is None else run.state.data[_KEY]
+    under_way = training_under_way(run.state)
+    rounds = 1 if step.schedule is None else step.schedule.rounds
+    cut_short = False
+    for number in range(max(1, len(rows)), rounds + 1):
+        with run.part((number - 1) / rounds, 1 / rounds):
+            if len(rows) < number:
+                if rows and run.interrupts.out_of_time():
+                    cut_short = True
+                    break
+                rows.append(_round(subject, step, run, number))
+                if step.schedule is not None:
+                    run.keep_state(_state(rows))
+            if number < rounds and rows[-1]["training"] is None:
+                cut_short = _train(subject, step, run, rows, under_way)
+                under_way = None
+                if cut_short:
+                    break
+                run.keep_state(_state(rows))
+    return _finish(subject, step, run, rows, cut_short)
 
 
 def replay(subject: Subject, record: Record) -> None:
@@ -80,116 +70,99 @@ def replay(subject: Subject, record: Record) -> None:
     mask_weights(subject.graph, subject.masks)
 
 
-def _targets(subject: Subject, step: SparsifyStep) -> tuple[list[_Target], dict[str, str]]:
-    """The weights that get the pattern, and of those that do not, why."""
-    targets: list[_Target] = []
-    dense: dict[str, str] = {}
-    for weight in sparse_weights(subject.graph):
-        choice = next((choice for choice in step.layers if fnmatchcase(weight.layer, choice.match)), None)
-        _, outputs, inputs = weight.matrices(weight.tensor).shape
-        own = choice is not None and (choice.amount, choice.threshold) != (None, None)
-        if choice is not None and choice.skip:
-            dense[weight.parameter] = "skipped by `layers`"
-        elif not isinstance(step.pattern, NOfM) and not own and (step.amount, step.threshold) == (None, None):
-            dense[weight.parameter] = "no amount is asked of it"
-        elif (reason := misfit(step.pattern, outputs, inputs, weight.neighbours)) is not None:
-            dense[weight.parameter] = reason
-        else:
-            earlier = subject.masks.get(weight.parameter)
-            stays = torch.ones(weight.tensor.shape, dtype=torch.bool) if earlier is None else earlier.cpu()
-            targets.append(_Target(weight, choice, stays))
-    return targets, dense
+def _round(subject: Subject, step: SparsifyStep, run: Run, number: int) -> dict[str, Any]:
+    """Score anew, choose, and set to zero."""
+    run.phase(Phase.PRUNING)
+    targets, dense = targets_of(subject, step)
+    if not targets:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in list(dense.items())[:5])
+        raise Failure(Code.NOTHING_TO_PRUNE, f"No weight can be set to zero ({reasons or 'no layer has any'}).")
+    seed = run.spec.seed + (run.step_index or 0) + number - 1
+    gradients = _gradients(subject, step, targets, run, seed)
+    scores = {
+        target.weight.parameter: weight_scores(
+            subject.graph, target.weight.parameter, target.criterion(step), seed, gradients
+        ).cpu()
+        for target in targets
+    }
+    masks = choose(targets, step, scores, number)
+    before = _zeros(target.stays for target in targets)
+    subject.masks |= masks
+    mask_weights(subject.graph, subject.masks)
+    subject.records.append(Record("sparsify", {"round": number}, masks))
+    zeros, weights = _zeros(masks.values()), sum(mask.numel() for mask in masks.values())
+    return {
+        "round": number,
+        "zeros_before": before,
+        "zeros": zeros,
+        "reached": round(zeros / weights, 6),
+        "gradients": None if gradients is None else {"loss": gradients.loss, "samples": gradients.samples},
+        "metric": None if step.schedule is None else _metric(subject, run),
+        "training": None,
+    }
 
 
-def _gradients(subject: Subject, step: SparsifyStep, targets: Sequence[_Target], run: Run) -> Gradients | None:
+def _gradients(
+    subject: Subject, step: SparsifyStep, targets: Sequence[Target], run: Run, seed: int
+) -> Gradients | None:
     """What the criteria ask of training samples, where they ask anything."""
     asked = {CRITERIA[target.criterion(step)].statistic for target in targets}
     statistics = {statistic for statistic in asked if statistic is not None}
     if not statistics:
         return None
-    return gather(subject, run, statistics, step.samples, _seed(run), on_progress=run.progress)
-
-
-def _scores(
-    subject: Subject, step: SparsifyStep, targets: Sequence[_Target], gradients: Gradients | None, run: Run
-) -> list[Tensor]:
-    return [
-        weight_scores(subject.graph, target.weight.parameter, target.criterion(step), _seed(run), gradients).cpu()
-        for target in targets
-    ]
-
-
-def _seed(run: Run) -> int:
-    return run.spec.seed + (run.step_index or 0)
-
-
-def _choose(targets: Sequence[_Target], step: SparsifyStep, scores: Sequence[Tensor]) -> dict[str, Tensor]:
-    """The mask of each target: what stays of what stayed before."""
-    chosen: dict[str, Tensor] = {}
-    together: list[tuple[_Target, Tensor]] = []
-    for target, score in zip(targets, scores, strict=True):
-        name, choice = target.weight.parameter, target.choice
-        if isinstance(step.pattern, NOfM):
-            matrices = target.weight.matrices(score.masked_fill(~target.stays, -torch.inf))
-            chosen[name] = target.weight.restored(n_of_m(matrices, *step.pattern.n_of_m)) & target.stays
-            continue
-        units = _units(target, score, step)
-        amount, threshold = step.amount, step.threshold
-        if choice is not None and target.has_own_amount:
-            amount, threshold = choice.amount, choice.threshold
-        if threshold is not None:
-            chosen[name] = _mask(target, below(units, threshold), step)
-        elif amount is not None and (target.has_own_amount or step.scope == "layer"):
-            chosen[name] = _mask(target, smallest([units], amount)[0], step)
-        else:
-            together.append((target, units))
-    if together:
-        assert step.amount is not None
-        for (target, _), stays in zip(together, smallest([units for _, units in together], step.amount), strict=True):
-            chosen[target.weight.parameter] = _mask(target, stays, step)
-    return {target.weight.parameter: chosen[target.weight.parameter] for target in targets}
-
-
-def _block(step: SparsifyStep) -> tuple[int, int]:
-    return step.pattern.block if isinstance(step.pattern, Blocks) else (1, 1)
-
-
-def _units(target: _Target, score: Tensor, step: SparsifyStep) -> Tensor:
-    """One score a block; what is zero already counts nothing, and where all is, goes first."""
-    stays = target.weight.matrices(target.stays)
-    emptied = block_scores(stays.double(), *_block(step)) == 0
-    units = block_scores(target.weight.matrices(score) * stays, *_block(step))
-    if target.criterion(step) == "l2":
-        units = units.sqrt()  # The entries are squares.
-    return units.masked_fill(emptied, -torch.inf)
-
-
-def _mask(target: _Target, stays: Tensor, step: SparsifyStep) -> Tensor:
-    return target.weight.restored(spread(stays, *_block(step))) & target.stays
-
-
-def _zeros(mask: Tensor) -> int:
-    return mask.numel() - int(mask.count_nonzero())
-
-
-def _missed(targets: Sequence[_Target], masks: Mapping[str, Tensor], amount: float) -> str | None:
-    """In words, where the weights that share the step's amount are not near it."""
-    shared = [masks[target.weight.parameter] for target in targets if not target.has_own_amount]
-    if not shared:
-        return None
-    reached = sum(_zeros(mask) for mask in shared) / sum(mask.numel() for mask in shared)
-    if abs(reached - amount) <= NEAR:
-        return None
-    return (
-        f"Asked for {amount:.1%} of the weights to be zero, reached {reached:.1%}: every layer keeps its best, blocks "
-        "go whole, and what is zero stays so."
+    return gather(
+        subject,
+        run,
+        statistics,
+        step.samples,
+        seed,
+        loss=step.loss,
+        on_progress=lambda fraction: run.progress(_MASKED * fraction),
     )
 
 
-def _details(
-    step: SparsifyStep, targets: Sequence[_Target], masks: Mapping[str, Tensor], dense: Mapping[str, str]
-) -> dict[str, Any]:
-    weights, zeros = (sum(count(mask) for mask in masks.values()) for count in (Tensor.numel, _zeros))
+def _metric(subject: Subject, run: Run) -> dict[str, Any] | None:
+    """The metric that decides, on the validation data, right after weights were set to zero."""
+    if run.data is None or (found := deciding(assess(subject, run), run.data.metric)) is None:
+        return None
+    return {"name": run.data.metric, "after_round": found.value, "after_training": None}
+
+
+def _train(subject: Subject, step: SparsifyStep, run: Run, rows: _Rows, under_way: StepState | None) -> bool:
+    """Train after a round, and note it in its row; whether the time ran out."""
+    assert step.schedule is not None
+    with run.part(_MASKED, 1 - _MASKED):
+        details = train_between(subject, step.schedule, run, under_way, lambda inside: _state(rows, inside))
+    last = rows[-1]
+    last["training"] = {name: details[name] for name in ("epochs", "best_epoch", "loss", "train_samples", "history")}
+    if last["metric"] is not None:
+        last["metric"]["after_training"] = details["metric_after"]
+    return bool(details["cut_short"])
+
+
+def _state(rows: _Rows, inside: StepState | None = None) -> StepState:
+    """Between two rounds, or inside the training that follows one."""
+    if inside is None:
+        return StepState({"epoch": None, _KEY: rows}, {})
+    return StepState({**inside.data, _KEY: rows}, inside.tensors)
+
+
+def _zeros(masks: Iterable[Tensor]) -> int:
+    return sum(mask.numel() - int(mask.count_nonzero()) for mask in masks)
+
+
+def _finish(subject: Subject, step: SparsifyStep, run: Run, rows: _Rows, cut_short: bool) -> dict[str, Any]:
+    targets, dense = targets_of(subject, step)
+    masks = {target.weight.parameter: target.stays for target in targets}
+    weights, zeros = sum(mask.numel() for mask in masks.values()), _zeros(masks.values())
+    if zeros <= rows[0]["zeros_before"]:
+        raise Failure(
+            Code.NOTHING_TO_PRUNE,
+            f"No further weight would become zero: {zeros / weights:.1%} are zero already. Ask for more.",
+        )
+    missed = _missed(targets, masks, step)
+    if missed is not None and not cut_short:
+        run.warn("amount_not_reached", missed)
     return {
         "pattern": step.model_dump(mode="json")["pattern"],
         "criterion": step.criterion,
@@ -202,10 +175,28 @@ def _details(
             {
                 "name": target.weight.layer,
                 "parameter": target.weight.parameter,
-                "weights": masks[target.weight.parameter].numel(),
-                "zeros": _zeros(masks[target.weight.parameter]),
+                "criterion": target.criterion(step),
+                "weights": target.stays.numel(),
+                "zeros": _zeros([target.stays]),
             }
             for target in targets
         ],
-        "left_dense": dict(dense),
+        "left_dense": dense,
+        "gradients": rows[-1]["gradients"],
+        "cut_short": cut_short,
+        **({} if step.schedule is None else {"curve": step.schedule.curve, "rounds": rows}),
     }
+
+
+def _missed(targets: Sequence[Target], masks: Mapping[str, Tensor], step: SparsifyStep) -> str | None:
+    """In words, where the weights that share the step's amount are not near it."""
+    shared = [masks[target.weight.parameter] for target in targets if not target.has_own_amount]
+    if step.amount is None or not shared:
+        return None
+    reached = _zeros(shared) / sum(mask.numel() for mask in shared)
+    if abs(reached - step.amount) <= NEAR:
+        return None
+    return (
+        f"Asked for {step.amount:.1%} of the weights to be zero, reached {reached:.1%}: every layer keeps its best, "
+        "blocks go whole, and what is zero stays so."
+    )
