@@ -164,3 +164,17 @@ def test_a_network_too_large_for_one_file_is_refused(tmp_path: Path) -> None:
     subject.graph.register_buffer("table", torch.zeros(1).expand(2**29))
     with pytest.raises(Failure, match="at most 2 GiB"):
         exported(subject.graph, subject, tmp_path)
+
+
+def test_zeros_around_an_image_count_in_the_maximum_of_negative_values(tmp_path: Path) -> None:
+    """ONNX Runtime's own optimization takes them for the lowest number."""
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ConstantPad2d(1, 0.0), nn.MaxPool2d(3, 2), nn.Conv2d(4, 2, 1))
+    randomised(module)
+    with torch.no_grad():
+        module[0].bias.fill_(-9.0)  # type: ignore[operator]
+    subject = lifted(module, (torch.zeros(2, 3, 8, 8),), tmp_path)
+    inputs = subject.example_inputs(3)
+    with torch.no_grad():
+        expected = subject.graph(*inputs)
+    found = in_onnxruntime(exported(subject.graph, subject, tmp_path), subject, inputs)
+    assert relative_difference([expected], found) < 1e-5

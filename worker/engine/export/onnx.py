@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
+from onnx import numpy_helper
 from onnxscript import ir, opset18
 from onnxscript.function_libs.torch_lib.ops.core import aten_mean_dim
 from torch import fx
@@ -68,6 +69,7 @@ def export_onnx(graph: fx.GraphModule, subject: Subject, path: Path) -> None:
     model = ir.serde.serialize_model(program.model)
     _strip(model)
     _name_batch(model.graph)
+    _keep_zeros_before_maximum(model.graph)
     onnx.save_model(model, path)
 
 
@@ -128,6 +130,24 @@ def _name_batch(graph: onnx.GraphProto) -> None:
             for dim in dims:
                 if dim.dim_param in names:
                     dim.dim_param = "batch"
+
+
+def _keep_zeros_before_maximum(graph: onnx.GraphProto) -> None:
+    """ONNX Runtime folds a Pad of zeros into the MaxPool behind it, which pads with the lowest number, so that negative
+    values win at the border (1.31, PadFusion). A number that is zero only to arithmetic keeps the two apart."""
+    pooled = {node.input[0] for node in graph.node if node.op_type == "MaxPool"}
+    name = "smallest_padding"
+    padded = [node for node in graph.node if node.op_type == "Pad" and node.output[0] in pooled]
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    for node in padded:
+        value = constants.get(node.input[2]) if len(node.input) > 2 and node.input[2] else None
+        if value is None or numpy_helper.to_array(value) == 0:
+            node.input[:] = [node.input[0], node.input[1], name, *node.input[3:]]
+    if any(name in node.input for node in padded):
+        graph.initializer.append(numpy_helper.from_array(np.array(np.finfo(np.float32).tiny), name))
+        used = {value for node in graph.node for value in node.input}
+        for tensor in [tensor for tensor in graph.initializer if tensor.name not in used]:
+            graph.initializer.remove(tensor)
 
 
 @contextlib.contextmanager
