@@ -43,7 +43,7 @@ lint: $(VENV)/.dev ## formatting, lint, types, import contracts
 image-test: $(VENV)/.dev ## build both images and run the compose file from them; as root on Debian, with buildah and runc
 	$(BIN)/python -m deploy.image_test
 
-bench: $(VENV)/.dev ## print the benchmark table
+bench: $(VENV)/.dev ## print what the service costs, and its pruning beside Torch-Pruning's (an hour; `python -m bench service` for the first)
 	$(BIN)/python -m bench
 
 promises: $(VENV)/.dev ## bring about every fault it promises to survive, and print the table (an hour; SHARE=0.1 for a tenth)

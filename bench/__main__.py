@@ -1,7 +1,11 @@
-"""`make bench`: one table, measured in one run against a service started for it."""
+"""`make bench`: what the service costs, measured against one started for it, and its pruning beside Torch-Pruning's.
+
+`python -m bench networks --jobs 2` measures one part alone.
+"""
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 import sys
@@ -12,7 +16,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from bench.criteria import criteria
 from bench.job import starts, whole_jobs
+from bench.networks import networks
 from bench.row import Row
 from bench.upload import uploads
 from deploy.temporary import temporary_service
@@ -22,9 +28,30 @@ WIDTH = 110
 """Characters, so that no row breaks where the terminal does not say its width."""
 
 
+PARTS = ("service", "criteria", "networks")
+
+
 def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; without any, all")
+    parser.add_argument("--jobs", type=int, default=1, help="networks at a time")
+    chosen = parser.parse_args()
+    if unknown := sorted({*chosen.parts} - {*PARTS}):
+        parser.error(f"there is no part {', '.join(unknown)}; choose from {', '.join(PARTS)}")
     torch.set_num_threads(1)
     console = Console(highlight=False, width=max(WIDTH, Console().width))
+    wanted = chosen.parts or PARTS
+    if "service" in wanted:
+        service(console)
+    if "criteria" in wanted:
+        criteria(console)
+    if "networks" in wanted:
+        networks(console, chosen.jobs)
+    return 0
+
+
+def service(console: Console) -> None:
+    """Print one table, measured in one run."""
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="modelpress-bench-") as scratch:
         folder = Path(scratch)
@@ -39,7 +66,6 @@ def main() -> int:
     for row in rows:
         table.add_row(row.what, f"{row.value:,.1f}", row.unit, "" if row.ratio is None else f"{row.ratio:.2f}x")
     console.print(table)
-    return 0
 
 
 if __name__ == "__main__":
