@@ -8,12 +8,13 @@ from typing import Literal
 
 import numpy as np
 
+from models.prune_search import nearest, own_wanted
+from models.schedules import gone_after
 from models.spec import Amount, LayerAmount, Schedule
 from worker.engine.graph.channels import Channels, Group
 from worker.engine.graph.cost import bytes_after, macs_after, parameters_after
 from worker.engine.graph.cut import Cut
 from worker.engine.prune.select import Candidate
-from worker.engine.schedule import gone_after
 from worker.engine.score.slices import Scores
 
 Counted = Literal["channels", "parameters", "macs", "bytes"]
@@ -91,12 +92,9 @@ def own_level(candidate: Candidate, amount: LayerAmount, schedule: Schedule | No
     if amount.percentile is not None:
         share = gone_after(schedule, number, amount.percentile / 100)
         return _below(candidate, _quantile(candidate.scores, candidate.gone, share))
-    start = candidate.units_at_start
-    fraction = amount.channels
-    if fraction is None:
-        assert amount.target is not None
-        fraction = max(0.0, 1 - amount.target.channels / start)
-    return candidate.nearest(gone_after(schedule, number, fraction) * start - candidate.gone)
+    wanted = own_wanted(amount, candidate.units_at_start, schedule, number)
+    assert wanted is not None
+    return nearest(candidate, wanted - candidate.gone)
 
 
 def _below(candidate: Candidate, bound: float) -> int:

@@ -10,14 +10,16 @@ from typing import Any
 from torch import Tensor, fx
 
 from models.errors import Code, Failure
+from models.prune_search import NEAR, Levels, Path, alike
+from models.prune_search import goal as prune_goal
+from models.schedules import gone_after
 from models.spec import PruneStep
 from worker.engine.graph.channels import Channels, analyse
 from worker.engine.graph.cut import cut
 from worker.engine.prune.amounts import Beginning, Counted, Meter, levels_by_score, own_level
 from worker.engine.prune.latency import LatencyGoal, Probe, Timing, best, search
 from worker.engine.prune.limits import why_missed
-from worker.engine.prune.select import NEAR, Candidate, Goal, Levels, Path, alike, ranked, reach, removed_by
-from worker.engine.schedule import gone_after
+from worker.engine.prune.select import Candidate, Goal, ranked, reach, removed_by
 
 
 @dataclass(frozen=True)
@@ -66,16 +68,13 @@ def choose(now: Round, time: Callable[[fx.GraphModule], Timing], inputs: tuple[T
     if amount.quantity == "latency":
         return _by_latency(now, fixed, path, time, inputs)
     meter = now.meter(amount.quantity)
-    final, near = amount.fraction, NEAR
-    if final is None:
-        assert amount.left is not None
-        final, near = 1 - amount.left / meter.whole, NEAR * amount.left / meter.whole
-        if final <= 0:
-            raise Failure(
-                Code.NOTHING_TO_PRUNE,
-                f"The network has {meter.whole:,} {amount.quantity}, which is no more than the {amount.left:,.0f} that "
-                "are to be left. Lower the target.",
-            )
+    final, near = prune_goal(amount, meter.whole)
+    if final <= 0:
+        raise Failure(
+            Code.NOTHING_TO_PRUNE,
+            f"The network has {meter.whole:,} {amount.quantity}, which is no more than the {amount.left:,.0f} that "
+            "are to be left. Lower the target.",
+        )
     goal = Goal(meter.gone, now.by_now(final), near)
     levels = reach(now.candidates, fixed, path, goal)
     removed = removed_by(now.candidates, levels)

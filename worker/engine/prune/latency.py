@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from models.prune_search import NEAR, Levels
 from models.report import Latency
-from worker.engine.prune.select import NEAR, Levels
 
 MOST_CUTS = 6
 """Exports that one search may take."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from models.prune_search import Levels, moves
 from models.spec import PruneStep
 from worker.engine.graph.channels import Channels, Group
-from worker.engine.prune.select import Candidate, Goal, Levels, moves, removed_by
+from worker.engine.prune.select import Candidate, Goal, removed_by
 
 _WORTH_NAMING = 0.001
 

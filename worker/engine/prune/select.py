@@ -10,15 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from models import prune_search
 from models.prune_policy import Policy, removable_counts
+from models.prune_search import NEAR, Levels, Path, nearest
 from worker.engine.graph.channels import Group
 from worker.engine.score.slices import Scores
-
-NEAR = 0.02
-"""How far the fraction reached may be from the one asked for before it is called a miss."""
-
-Levels = tuple[int, ...]
-"""For each candidate, the place in its `choices`."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +39,6 @@ class Candidate:
     def units_at_start(self) -> int:
         return len(self.order) + self.gone
 
-    def nearest(self, wanted: float) -> int:
-        """The place in `choices` nearest to `wanted` units; the smaller removal when two are equally near."""
-        return int(np.argmin([abs(choice - wanted) for choice in self.choices]))
-
     def at_most(self, count: int) -> int:
         """The place in `choices` of the largest removal of no more than `count` units."""
         return sum(choice <= count for choice in self.choices) - 1
@@ -59,14 +51,6 @@ class Goal:
     gone: Callable[[tuple[int, ...]], float]
     wanted: float
     near: float = NEAR
-
-
-@dataclass(frozen=True)
-class Path:
-    """Levels that only grow along `length` positions."""
-
-    length: int
-    at: Callable[[int], Levels]
 
 
 def removed_by(candidates: Sequence[Candidate], levels: Levels) -> tuple[int, ...]:
@@ -85,56 +69,13 @@ def ranked(candidates: Sequence[Candidate], fixed: Sequence[int | None]) -> Path
     def at(position: int) -> Levels:
         counts = iter(np.bincount(owners[:position], minlength=len(free)).tolist())
         pairs = zip(candidates, fixed, strict=True)
-        return tuple(each.nearest(next(counts)) if level is None else level for each, level in pairs)
+        return tuple(nearest(each, next(counts)) if level is None else level for each, level in pairs)
 
     return Path(len(owners), at)
 
 
-def alike(candidates: Sequence[Candidate], fixed: Sequence[int | None]) -> Path:
-    """Position k of a thousand: k thousandths of the units that each had are gone, as far as its choices allow."""
-    parts = 1000
-
-    def at(position: int) -> Levels:
-        pairs = zip(candidates, fixed, strict=True)
-        return tuple(
-            each.nearest(each.units_at_start * position / parts - each.gone) if level is None else level
-            for each, level in pairs
-        )
-
-    return Path(parts, at)
-
-
 def reach(candidates: Sequence[Candidate], fixed: Sequence[int | None], path: Path, goal: Goal) -> Levels:
-    """The levels that bring `goal` nearest: by bisection on `path`, since more units gone is never less of any quantity
-    gone; while that misses by too much, by one step of the one candidate that helps most."""
-    known: dict[Levels, float] = {}
-
-    def miss(levels: Levels) -> float:
-        if levels not in known:
-            known[levels] = goal.gone(removed_by(candidates, levels)) - goal.wanted
-        return known[levels]
-
-    low, high = 0, path.length
-    while high - low > 1:
-        middle = (low + high) // 2
-        if miss(path.at(middle)) < 0:
-            low = middle
-        else:
-            high = middle
-    levels = min((path.at(low), path.at(high)), key=lambda levels: abs(miss(levels)))
-    while abs(miss(levels)) > goal.near:
-        best = min(moves(candidates, fixed, levels), key=lambda moved: abs(miss(moved)), default=levels)
-        if abs(miss(best)) >= abs(miss(levels)):
-            break
-        levels = best
-    return levels
-
-
-def moves(candidates: Sequence[Candidate], fixed: Sequence[int | None], levels: Levels) -> list[Levels]:
-    """Every way to move one candidate that is not fixed by one step."""
-    return [
-        (*levels[:i], level + change, *levels[i + 1 :])
-        for i, level in enumerate(levels)
-        for change in (-1, 1)
-        if fixed[i] is None and 0 <= level + change < len(candidates[i].choices)
-    ]
+    """The levels that bring `goal` nearest."""
+    return prune_search.reach(
+        candidates, fixed, path, lambda levels: goal.gone(removed_by(candidates, levels)), goal.wanted, goal.near
+    )

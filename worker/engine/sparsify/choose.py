@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from models.criteria import WeightCriterion
+from models.schedules import gone_after
 from models.spec import Blocks, LayerSparsity, NOfM, SparsifyStep
-from worker.engine.schedule import gone_after
 from worker.engine.sparsify.matrices import Weight, sparse_weights
 from worker.engine.sparsify.patterns import below, block_scores, misfit, n_of_m, smallest, spread
 from worker.engine.subject import Subject
