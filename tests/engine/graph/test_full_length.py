@@ -5,6 +5,7 @@ written anew."""
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -175,3 +176,39 @@ def test_any_channels_of_a_table_may_go(tmp_path: Path) -> None:
     tables = {name: value.tolist() for name, value in subject.graph.named_buffers() if "positions" in name}
     # Channels 2, 3, 4, 6 and 7 stay and are 0 … 4 now; the table asks for 7, 2, 3, 6 and 4.
     assert list(tables.values()) == [[4, 0, 1, 3, 2]]
+
+
+def _halves_of_a_batch(net: Net, x: Tensor) -> Tensor:
+    y = net.a(x)
+    first, second = y.flatten(0, 1).chunk(2, 0)
+    return net.head(torch.cat([second, first]).view_as(y))
+
+
+def _without_the_first(net: Net, x: Tensor) -> Tensor:
+    y = net.a(x)
+    return net.head(F.pad(y.flatten(0, 1)[1:], (0, 0, 0, 0, 1, 0)).view_as(y))
+
+
+def _scaled_over_samples(net: Net, x: Tensor) -> Tensor:
+    y = net.a(x)
+    scale = torch.cat([x, x, x[:, :2]], 1).flatten(0, 1)
+    return net.head((y.flatten(0, 1) * scale).view_as(y))
+
+
+@pytest.mark.parametrize("function", [_halves_of_a_batch, _without_the_first, _scaled_over_samples])
+def test_no_places_are_written_down_along_channels_of_all_samples(
+    function: Callable[[Net, Tensor], Tensor], tmp_path: Path
+) -> None:
+    """They would be right for the example's two samples only."""
+    subject = lifted(randomised(Net(function, a=conv(3, 8), head=head(8))), (IMAGE,), tmp_path)
+    channels = analyse(subject.graph, (IMAGE,))
+    assert channels.groups == ()
+
+
+def test_a_call_that_a_rule_does_not_expect_keeps_its_channels(tmp_path: Path) -> None:
+    def function(net: Net, x: Tensor) -> Tensor:
+        return net.head(net.a(x).roll(x.shape[0], 1))
+
+    subject = lifted(randomised(Net(function, a=conv(3, 8), head=head(8))), (IMAGE,), tmp_path)
+    frozen = next(layer for layer in analyse(subject.graph, (IMAGE,)).layers if layer.name == "a").frozen
+    assert frozen == "feeds operator roll (roll_default), which is called in a way that its channel rule does not know"

@@ -142,8 +142,10 @@ def _visit(
         value = _apply(call)
         if missed := call.untaken():
             raise Refusal(f"has no rule for its operand {' and '.join(missed)}")
-    except Refusal as refusal:
-        _freeze_all(call, f"feeds {describe(node)}, which {refusal}")
+    except (Refusal, TypeError, ValueError, IndexError) as error:
+        # What a rule did not expect is no reason to fail: all it needs to know is that it does not know.
+        why = error if isinstance(error, Refusal) else "is called in a way that its channel rule does not know"
+        _freeze_all(call, f"feeds {describe(node)}, which {why}")
         return _fixed(node.meta["sizes"])
     if call.restored:
         restored[node.name] = call.restored
@@ -234,9 +236,11 @@ def _groups(
             if axis is not None:
                 for unit in np.unique(components.of[axis]).tolist():
                     touched.setdefault(unit, []).append(Member(name, dim))
+    trained = {name for name in parameters if isinstance(tensor_named(graph, name), nn.Parameter)}
     gathered: dict[tuple[Member, ...], list[int]] = {}
     for unit, members in touched.items():
-        if unit not in components.frozen:
+        # Tables that are not trained, such as the frequencies of rotary positions, are only cut along with weights.
+        if unit not in components.frozen and any(member.parameter in trained for member in members):
             gathered.setdefault(tuple(members), []).append(unit)
     groups: list[Group] = []
     seen: dict[str, int] = {}

@@ -49,11 +49,19 @@ class Call:
         indices went, as in the masked network, and nothing in the result follows them."""
         axes = self.operand(name)
         labelled = tuple(dim for dim in sorted({dim % len(axes) for dim in dims}) if axes[dim] is not None)
+        for dim in labelled:
+            self.steady(self.arguments[name], dim)
         if labelled and shares_memory(self.node):
             raise Refusal("works along channels in place")
         if labelled:
             self.restored[name] = labelled
         return [None if dim in labelled else axis for dim, axis in enumerate(axes)]
+
+    @staticmethod
+    def steady(node: fx.Node, dim: int) -> None:
+        """Refuse to write down places along a dimension that holds samples too."""
+        if dim in node.meta["growing"]:
+            raise Refusal("works along channels of all samples at once")
 
     def number(self, name: str) -> int:
         """A whole number, also one computed from sizes: as it is for the example."""

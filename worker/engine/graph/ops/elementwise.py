@@ -103,7 +103,8 @@ def _meet(
         if own[position] == 1 and sizes[dim] > 1:
             call.freeze(axis, "is repeated by broadcasting")
         elif axis is None:
-            beside_fixed = beside_fixed or (own[position] > 1 and place not in yielding)
+            grows = dim in call.node.meta["growing"]
+            beside_fixed = beside_fixed or (own[position] > 1 and (place not in yielding or grows))
         else:
             met = axis if met is None else call.tie(met, axis)
     if beside_fixed:

@@ -21,10 +21,10 @@ def expand(call: Call) -> Axes:
 def expand_as(call: Call) -> Axes:
     """A scale of fixed size is narrowed to the channels it scales."""
     axes, other = call.operand("self"), call.operand("other")
-    yields = only_scales(call.node)
+    yields, growing = only_scales(call.node), call.node.meta["growing"]
     return [
-        lent if own is None and yields else call.tie(own, lent)
-        for own, lent in zip(_expand(call, axes, list(call.result_sizes)), other, strict=True)
+        lent if own is None and yields and dim not in growing else call.tie(own, lent)
+        for dim, (own, lent) in enumerate(zip(_expand(call, axes, list(call.result_sizes)), other, strict=True))
     ]
 
 

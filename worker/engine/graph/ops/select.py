@@ -48,6 +48,8 @@ def split(call: Call) -> Value:
     """`split`, `chunk`, `split_with_sizes`: every part takes its slice of the labels."""
     axes = call.operand("self")
     dim, start = call.argument("dim") % len(axes), 0
+    if axes[dim] is not None:
+        call.steady(call.argument("self"), dim)
     parts: list[Axes] = []
     for sizes in call.results_sizes:
         parts.append([*axes[:dim], _part(call, axes[dim], start, start + sizes[dim]), *axes[dim + 1 :]])
@@ -73,6 +75,8 @@ def slice_(call: Call) -> Axes:
         bounds = [call.argument(name) for name in ("start", "end", "step")]
         if any(isinstance(bound, fx.Node) for bound in bounds):
             raise Refusal("slices channels at a place computed while running")
+        if call.result_sizes[dim] != call.sizes("self")[dim]:
+            call.steady(call.argument("self"), dim)
         if bounds[2] != 1:
             raise Refusal("takes every other channel")
         axes[dim] = _part(call, axes[dim], *bounds[:2])
@@ -108,6 +112,7 @@ def narrow(call: Call) -> Axes:
     if axes[dim] is not None:
         if isinstance(start, fx.Node) or isinstance(length, fx.Node):
             raise Refusal("slices channels at a place computed while running")
+        call.steady(call.argument("self"), dim)
         start %= call.sizes("self")[dim]
         axes[dim] = _part(call, axes[dim], start, start + length)
     return axes
@@ -167,6 +172,7 @@ def index_select(call: Call) -> Axes:
     dim = call.argument("dim") % len(axes)
     table, along = table_of(call.argument("index")), axes[dim]
     if table is not None and along is not None:
+        call.steady(call.argument("self"), dim)
         axes[dim] = along[table]
         return axes
     call.freeze(along, "is indexed")
@@ -188,7 +194,9 @@ def roll(call: Call) -> Axes:
     if len(dims) > 1 or not call.argument("dims"):
         return whole(call)
     axis = axes[dims[0]]
-    axes[dims[0]] = None if axis is None else axis[_rolled(call.node, axis.size)]
+    if axis is not None:
+        call.steady(call.argument("self"), dims[0])
+        axes[dims[0]] = axis[_rolled(call.node, axis.size)]
     return axes
 
 
@@ -230,6 +238,7 @@ def pad(call: Call) -> Axes:
         axis = axes[dim]
         if before == after == 0 or axis is None:
             continue
+        call.steady(call.argument("self"), dim)
         if not (isinstance(before, int) and isinstance(after, int)) or min(before, after) < 0:
             call.freeze(axis, "is padded by an amount computed while running, or cropped")
         elif call.argument("mode") != "constant" or call.argument("value"):
