@@ -36,7 +36,6 @@ CONVOLUTIONAL: Registry = {
     "googlenet": lambda: torchvision_network("googlenet", 96, init_weights=False, aux_logits=False),
     "inception_v3": lambda: timm_network("inception_v3", 96),
     "inception_v4": lambda: timm_network("inception_v4", 96),
-    "inception_resnet": lambda: timm_network("inception_resnet_v2", 96),
     "densenet121": lambda: timm_network("densenet121", block_config=(2, 2, 2, 2)),
     "densenet_blur": lambda: timm_network("densenetblur121d", block_config=(2, 2, 2, 2)),
     "dual_path": lambda: timm_network("dpn48b"),

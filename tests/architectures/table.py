@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.architectures.assorted import ASSORTED
 from tests.architectures.convolutional import CONVOLUTIONAL
 from tests.architectures.dense import DENSE
 from tests.architectures.mobile import MOBILE
@@ -9,7 +10,7 @@ from tests.architectures.registry import Registry
 from tests.architectures.sequence import SEQUENCE
 from tests.architectures.unusual import UNUSUAL
 
-ARCHITECTURES: Registry = {**CONVOLUTIONAL, **MOBILE, **DENSE, **UNUSUAL, **SEQUENCE}
+ARCHITECTURES: Registry = {**CONVOLUTIONAL, **MOBILE, **DENSE, **UNUSUAL, **ASSORTED, **SEQUENCE}
 SAMPLE = ("resnet18", "mobilenetv3_small", "vit_tiny", "bert")
 """The few that every run of the tests takes."""
 FUSED = frozenset({"conformer", "detr", "transformer", "transformer_norm_first"})
