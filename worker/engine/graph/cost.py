@@ -70,6 +70,11 @@ def node_cost(graph: fx.GraphModule, node: fx.Node, sizing: Sizing) -> int:
         module = graph.get_submodule(str(node.target))
         rules = rules_for(module)
         return rules.cost(node, module, sizing) if rules is not None and rules.cost is not None else 0
+    return operator_cost(node, sizing)
+
+
+def operator_cost(node: fx.Node, sizing: Sizing) -> int:
+    """Multiply-accumulates of one call of an operator, for the whole batch; zero for what is none."""
     if isinstance(node.target, torch._ops.OpOverload):
         row = OPS.get(node.target.__name__)
         return row.cost(node, sizing) if row is not None and row.cost is not None else 0

@@ -1,12 +1,14 @@
-"""Concrete sizes: run the network once and note the sizes of every value."""
+"""Concrete sizes: run the network once, on shapes alone where it is large, and note the sizes of every value."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 Sizes: TypeAlias = "tuple[int, ...]"
 
@@ -15,15 +17,27 @@ def record_shapes(graph: fx.GraphModule, example_inputs: tuple[Tensor, ...]) -> 
     """Run `graph` on `example_inputs` and write `node.meta["sizes"]`, `node.meta["dtype"]` and `node.meta["number"]`.
 
     A tensor gives a tuple of ints, a sequence of values a list, anything else `None`; a whole number is kept.
-    `node.meta["growing"]` are the dimensions that are longer with one sample more.
+    `node.meta["growing"]` are the dimensions that are longer with one sample more. A large network is not run but
+    traced: about a millisecond an operator, whatever it would take to compute.
     """
-    with torch.no_grad():
-        _Recorder(graph).run(*example_inputs)
+    mode = FakeTensorMode(allow_non_fake_inputs=True) if _is_large(graph, example_inputs) else None
+    with torch.no_grad(), mode or contextlib.nullcontext():
+        inputs = example_inputs if mode is None else tuple(map(mode.from_tensor, example_inputs))
+        _Recorder(graph).run(*inputs)
         for node in graph.graph.nodes:
             node.meta["growing"] = frozenset()
         # One that does not run with another batch has sizes of its own for this one, so none of them grows.
         with contextlib.suppress(RuntimeError, ValueError, IndexError):
-            _Grower(graph).run(*(torch.cat([value, value[:1]]) if value.dim() else value for value in example_inputs))
+            _Grower(graph).run(*(torch.cat([value, value[:1]]) if value.dim() else value for value in inputs))
+
+
+_LARGE = 10**10
+
+
+def _is_large(graph: fx.GraphModule, example_inputs: tuple[Tensor, ...]) -> bool:
+    """Whether weights times values of the input, which products seldom exceed, come to seconds of computing."""
+    weights = sum(parameter.numel() for parameter in graph.parameters())
+    return weights * max((math.prod(tensor.shape) for tensor in example_inputs), default=0) > _LARGE
 
 
 def sizes_of(node: fx.Node) -> Sizes:
@@ -41,7 +55,7 @@ def is_tensor(node: Any) -> bool:
 class _Recorder(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
-        n.meta["sizes"] = _sizes(result)
+        n.meta["sizes"] = sizes_in(result)
         n.meta["dtype"] = result.dtype if isinstance(result, Tensor) else None
         n.meta["number"] = result if isinstance(result, int) else None
         return result
@@ -56,9 +70,10 @@ class _Grower(fx.Interpreter):
         return result
 
 
-def _sizes(value: Any) -> Any:
+def sizes_in(value: Any) -> Any:
+    """What `node.meta["sizes"]` is for a node that gives `value`."""
     if isinstance(value, Tensor):
         return tuple(value.shape)
     if isinstance(value, (tuple, list)):
-        return [_sizes(item) for item in value]
+        return [sizes_in(item) for item in value]
     return None

@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import logging
-from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
-from torch._ops import OpOverload
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch import Tensor
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
-from models.inspection import TensorInfo
+from models.inspection import Notice, TensorInfo
 from worker.engine.ingest.program import Program
-from worker.engine.ingest.recurrent import check_recurrent
 from worker.engine.ingest.rejected import rejected
+from worker.engine.ingest.stretch import stretched
+from worker.engine.ingest.trace import DoesNotRun, Run, Trace, trace
 
-MAXIMUM_ACTIVATION_BYTES = 16 << 30
-"""For all values of one forward pass of two samples."""
-MAXIMUM_MACS = 2e13
-"""Multiply-accumulates of the same pass, in matrix products, convolutions and attention."""
+MAXIMUM_MACS_TO_TRY = 4e11
+"""Multiply-accumulates of a pass that is run for real. One thread took 3.8e9 depthwise ones a second, the slowest kind,
+and up to 9e10 others: two minutes at most, of the ten that an inspection has."""
 TRIED_BATCHES = (2, 3)
 
 
@@ -38,9 +32,10 @@ def check_batch(program: Program) -> Program:
         raise rejected(f"the input {numbers[0]} is a single number; dimension 0 of every input must be the batch")
     if not fixed:
         try:
-            first, second = (_shapes(program, batch) for batch in TRIED_BATCHES)
-            _run(program, [_random(info, TRIED_BATCHES[0]) for info in program.inputs])
-        except _DoesNotRun as error:
+            first, second = (trace(program, batch) for batch in TRIED_BATCHES)
+            if first.macs <= MAXIMUM_MACS_TO_TRY:
+                _run(program, [_random(info, TRIED_BATCHES[0]) for info in program.inputs])
+        except DoesNotRun as error:
             raise rejected(f"the network does not run: {error}") from error
         return replace(program, outputs=_outputs(program, first, second))
     sizes = {info.shape[0] for info in fixed}
@@ -56,125 +51,49 @@ _DYNAMIC = (
 
 
 def _set_free(program: Program, exported: int) -> Program:
-    """A network exported with one batch size: free when other sizes really run and give each sample the same output."""
-    free = replace(
-        program, inputs=tuple(info.model_copy(update={"shape": [None, *info.shape[1:]]}) for info in program.inputs)
-    )
+    """A network exported with one batch size: free when other sizes really run and give each sample the same output,
+    as it is or once the sizes written in it are computed from the batch."""
+    inputs = tuple(info.model_copy(update={"shape": [None, *info.shape[1:]]}) for info in program.inputs)
+    free = replace(program, inputs=inputs)
     try:
-        same, other = _shapes(free, exported), _shapes(free, exported + 1)
-        outputs = _outputs(program, same, other)
-        free_outputs = all(info.shape[:1] == [None] for info in outputs)
-        independent = free_outputs and _independent(free, exported)
-    except _DoesNotRun as error:
-        raise rejected(f"the network only runs with a batch of {exported} ({error}); {_DYNAMIC}") from error
-    if not independent:
-        raise rejected(f"the network gives other results unless the batch is {exported}; {_DYNAMIC}")
-    for node, info in zip((n for n in program.graph.nodes if n.op == "placeholder"), free.inputs, strict=True):
+        return _proved(free, exported)
+    except DoesNotRun as error:
+        problem = str(error)
+    for constants in (True, False):
+        with contextlib.suppress(DoesNotRun):
+            proved = _proved(stretched(free, exported, constants), exported)
+            return replace(proved, warnings=(*proved.warnings, _set_free_notice(exported)))
+    raise rejected(f"the network only runs with a batch of {exported}: {problem}; {_DYNAMIC}")
+
+
+def _set_free_notice(exported: int) -> Notice:
+    message = (
+        f"The file was exported for a batch of {exported}. The sizes written in it are computed from the batch now; "
+        "a larger batch was tried and gave every sample the same results."
+    )
+    return Notice(code="batch_set_free", message=message)
+
+
+def _proved(free: Program, exported: int) -> Program:
+    """Raises `DoesNotRun` unless the network gives every sample what it gives it in the batch it was exported with."""
+    same, other = trace(free, exported), trace(free, exported + 1)
+    outputs = _outputs(free, same, other)
+    if any(info.shape[:1] != [None] for info in outputs):
+        raise DoesNotRun("its outputs do not grow with the batch")
+    if other.macs > MAXIMUM_MACS_TO_TRY:
+        raise DoesNotRun("it is too large to try other sizes")
+    if not _independent(free, exported):
+        raise DoesNotRun("it gives other results in another batch")
+    for node, info in zip((n for n in free.graph.nodes if n.op == "placeholder"), free.inputs, strict=True):
         node.meta["shape"] = info.shape
     return replace(free, outputs=outputs)
 
 
-class _DoesNotRun(Exception):
-    pass
-
-
-class _Run(fx.Interpreter):
-    """Runs the graph node by node over given tensors."""
-
-    def __init__(self, program: Program, tensors: dict[str, Tensor]) -> None:
-        super().__init__(nn.Module(), garbage_collect_values=True, graph=program.graph)
-        self._tensors = tensors
-        self.total_bytes = 0
-
-    def fetch_attr(self, target: str) -> Any:
-        return self._tensors[target]
-
-    def run_node(self, n: fx.Node) -> Any:
-        try:
-            result = super().run_node(n)
-        except Exception as error:
-            if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
-                raise
-            layer = n.meta.get("layer")
-            place = f"{n.name} in layer {layer}" if layer else n.name
-            raise _DoesNotRun(
-                f"{place}: {str(error).splitlines()[0][:200] if str(error) else type(error).__name__}"
-            ) from error
-        if n.op == "call_function":
-            for value in tree_leaves(result):
-                if isinstance(value, Tensor):
-                    self.total_bytes += value.numel() * value.element_size()
-            if self.total_bytes > MAXIMUM_ACTIVATION_BYTES:
-                raise rejected(
-                    f"the values of one forward pass need more than {MAXIMUM_ACTIVATION_BYTES >> 30} GiB; "
-                    "export the network for a smaller input",
-                    n.meta.get("layer"),
-                )
-        return result
-
-
-Shapes = dict[fx.Node, tuple[torch.dtype, tuple[int, ...]]]
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """torch logs whole stack traces when shapes do not fit; the failure says it in a line."""
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    before, logger.disabled = logger.disabled, True
-    try:
-        yield
-    finally:
-        logger.disabled = before
-
-
-def _shapes(program: Program, batch: int) -> Shapes:
-    """Dtype and shape of every tensor node for `batch` samples; nothing is computed."""
-    with _quiet(), FakeTensorMode() as mode:
-        fakes: dict[int, FakeTensor] = {}
-        tensors: dict[str, Tensor] = {
-            name: fakes.setdefault(id(tensor), mode.from_tensor(tensor)) for name, tensor in program.tensors.items()
-        }
-        run = _Shapes(program, tensors)
-        inputs = [
-            torch.empty([batch if size is None else size for size in info.shape], dtype=getattr(torch, info.dtype))
-            for info in program.inputs
-        ]
-        counter = FlopCounterMode(display=False)
-        with torch.no_grad(), counter:
-            run.run(*inputs)
-    if counter.get_total_flops() / 2 > MAXIMUM_MACS:
-        raise rejected(
-            f"one forward pass needs more than {MAXIMUM_MACS:.0e} multiply-accumulates; "
-            "export the network for a smaller input"
-        )
-    return run.shapes
-
-
-class _Shapes(_Run):
-    def __init__(self, program: Program, tensors: dict[str, Tensor]) -> None:
-        super().__init__(program, tensors)
-        self.shapes: Shapes = {}
-
-    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if isinstance(target, OpOverload):
-            parameters = target._schema.arguments
-            complete = {parameter.name: value for parameter, value in zip(parameters, args, strict=False)} | kwargs
-            wrong = check_recurrent(f"{target.overloadpacket.__name__}.{target._overloadname}", complete)
-            if wrong is not None:
-                raise ValueError(wrong)
-        return super().call_function(target, args, kwargs)
-
-    def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        if isinstance(result, Tensor):
-            self.shapes[n] = (result.dtype, tuple(result.shape))
-        return result
-
-
-def _outputs(program: Program, first: Shapes, second: Shapes) -> tuple[TensorInfo, ...]:
+def _outputs(program: Program, first: Trace, second: Trace) -> tuple[TensorInfo, ...]:
     """Write `shape` and `dtype` on every node; sizes that differ between the two runs vary. Returns the outputs."""
-    for node, (dtype, shape) in first.items():
-        varying = [size if size == again else None for size, again in zip(shape, second[node][1], strict=True)]
+    for node, (dtype, shape) in first.shapes.items():
+        again = second.shapes[node][1]
+        varying = [size if size == other else None for size, other in zip(shape, again, strict=True)]
         node.meta["shape"], node.meta["dtype"] = varying, dtype
     (output,) = [node for node in program.graph.nodes if node.op == "output"]
     values = [value for value in tree_leaves(output.args[0]) if value is not None]
@@ -187,19 +106,24 @@ def _outputs(program: Program, first: Shapes, second: Shapes) -> tuple[TensorInf
 def _run(program: Program, inputs: list[Tensor]) -> list[Tensor]:
     """Really run the network; shapes were tried before. Some native checks only happen here."""
     with torch.no_grad():
-        outputs = _Run(program, program.tensors).run(*[tensor.clone() for tensor in inputs])
+        outputs = Run(program, program.tensors).run(*[tensor.clone() for tensor in inputs])
     return [value for value in tree_leaves(outputs) if isinstance(value, Tensor)]
 
 
 def _independent(program: Program, exported: int) -> bool:
-    """Whether the first samples get the same outputs in a larger batch."""
+    """Whether samples, the first ones and the last ones, get the same outputs in a larger batch."""
     inputs = [_random(info, exported + 1) for info in program.inputs]
     larger = _run(program, inputs)
-    exact = _run(program, [tensor[:exported] for tensor in inputs])
-    return all(
-        torch.allclose(first.double(), second[:exported].double(), rtol=1e-4, atol=1e-5, equal_nan=True)
-        for first, second in zip(exact, larger, strict=True)
-    )
+    for part in (slice(0, exported), slice(1, exported + 1)):
+        exact = _run(program, [tensor[part] for tensor in inputs])
+        for few, many in zip(exact, larger, strict=True):
+            if few.shape != many[part].shape or not _close(few, many[part]):
+                return False
+    return True
+
+
+def _close(first: Tensor, second: Tensor) -> bool:
+    return torch.allclose(first.double(), second.double(), rtol=1e-4, atol=1e-5, equal_nan=True)
 
 
 def _random(info: TensorInfo, batch: int) -> Tensor:

@@ -115,6 +115,14 @@ def attention_cost(node: fx.Node, sizing: Sizing) -> int:
     return math.prod(query[:-1]) * value[-2] * (query[-1] + value[-1])
 
 
+def recurrent_cost(node: fx.Node, sizing: Sizing) -> int:
+    """`lstm`, `gru`, `rnn_tanh`, `rnn_relu`: every matrix once a step and sample."""
+    arguments = arguments_of(node)
+    steps = math.prod(sizing.sizes(arguments["input"])[:-1])
+    weights = (sizing.sizes(parameter) for parameter in arguments["params"])
+    return steps * sum(math.prod(sizes) for sizes in weights if len(sizes) == 2)
+
+
 def einsum(call: Call) -> Axes:
     """Dimensions with the same letter meet."""
     inputs, result = _letters(call.argument("equation"), [len(sizes_of(node)) for node in call.argument("tensors")])
