@@ -105,19 +105,37 @@ class JobView(_View):
     urls: JobUrls
 
 
+class ExpectedUnits(_View):
+    """`least` and `most` are the same where scores do not decide."""
+
+    least: int
+    most: int
+
+
+class ExpectedSize(ExpectedUnits):
+    """What is left: exactly, where `least` and `most` are the same, else no less and no more."""
+
+    asked: int | None = Field(
+        default=None, description="What the step's amount leaves, within 2 % of what there was where `round_to` allows."
+    )
+
+
 class ExpectedStep(_View):
-    """What a step must leave by its spec, within 2 % where `round_to` allows; `null` where only running it can tell."""
+    """The network after a step. `bytes` are those of its weights, before any file is packed. `null` for a network that
+    was inspected by an older version."""
 
     index: int
     step: str
-    macs: int | None
-    parameters: int | None
+    parameters: ExpectedSize | None
+    macs: ExpectedSize | None
+    bytes: ExpectedSize | None
 
 
 class DryRunGroup(GroupInfo):
-    """A group of channels, and whether the spec leaves it alone in every prune step."""
+    """A group of channels, whether the spec leaves it alone in every prune step, and what is left of it in the end."""
 
     skipped: bool
+    units_left: ExpectedUnits | None
 
 
 class DryRun(_View):

@@ -2,51 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from api.services.specs import CheckedSpec
+from models.foretell import Bounds, Left, foretell
 from models.inspection import GroupInfo
 from models.prune_policy import layers_of, policy_for
-from models.spec import PruneStep, Quantity, Spec
+from models.spec import PruneStep
 from models.tables import dump
-from models.views import DryRun, DryRunGroup, ExpectedStep
+from models.views import DryRun, DryRunGroup, ExpectedSize, ExpectedStep, ExpectedUnits
 
 
 def preview(checked: CheckedSpec) -> DryRun:
-    prunes = [step for step in checked.resolved.steps or () if isinstance(step, PruneStep)]
+    steps = checked.resolved.steps or []
+    prunes = [step for step in steps if isinstance(step, PruneStep)]
+    foretold = foretell(steps, checked.network)
+    ends: Sequence[Bounds | None] = foretold[-1].units if foretold else [None] * len(checked.network.groups)
     groups = [
         DryRunGroup(
             **group.model_dump(),
             skipped=bool(prunes) and all(_is_skipped(step, group) for step in prunes),
+            units_left=None if end is None else ExpectedUnits(least=end.least, most=end.most),
         )
-        for group in checked.network.groups
+        for group, end in zip(checked.network.groups, ends, strict=True)
     ]
+    rows: Sequence[Left | None] = foretold or [None] * len(steps)
     return DryRun(
         resolved_spec=dump(checked.resolved),
         groups=groups,
-        steps=_expected(checked.resolved, checked.network.macs, checked.network.parameters),
+        steps=[
+            ExpectedStep(
+                index=index,
+                step=step.step,
+                parameters=_size(left, "parameters"),
+                macs=_size(left, "macs"),
+                bytes=_size(left, "bytes"),
+            )
+            for index, (step, left) in enumerate(zip(steps, rows, strict=True))
+        ],
     )
+
+
+def _size(left: Left | None, quantity: str) -> ExpectedSize | None:
+    if left is None:
+        return None
+    bounds = left.quantities[quantity]
+    return ExpectedSize(least=bounds.least, most=bounds.most, asked=left.asked.get(quantity))
 
 
 def _is_skipped(step: PruneStep, group: GroupInfo) -> bool:
     layers = layers_of(step, group)
     return not layers or policy_for(step, layers).skip
-
-
-def _left(step: PruneStep, quantity: Quantity, before: int | None) -> int | None:
-    """Of a quantity, where the amount is said in it."""
-    amount = step.amount
-    if amount is None or amount.quantity != quantity:
-        return None
-    if amount.left is not None:
-        return round(amount.left)
-    return None if before is None or amount.fraction is None else round(before * (1 - amount.fraction))
-
-
-def _expected(spec: Spec, macs: int | None, parameters: int | None) -> list[ExpectedStep]:
-    """Pruning one quantity fixes that one and leaves the others unknown; the other steps change none."""
-    expected = []
-    for index, step in enumerate(spec.steps or ()):
-        if isinstance(step, PruneStep):
-            macs = _left(step, "macs", macs)
-            parameters = _left(step, "parameters", parameters)
-        expected.append(ExpectedStep(index=index, step=step.step, macs=macs, parameters=parameters))
-    return expected

@@ -17,6 +17,7 @@ from models.errors import Code, Failure
 from models.events import EngineEvent
 from models.inspection import DatasetInspection, GroupInfo, LabelInfo, LayerInfo, NetworkInspection, TensorInfo
 from models.report import Measurement, Provenance, Report
+from models.sizes import Polynomials, Sizes
 from models.tables import Job
 from tests.api.serving import Api
 
@@ -44,6 +45,13 @@ NETWORK = NetworkInspection(
         ),
     ],
     groups=[GroupInfo(id="g0", units=32, layers=["conv1"])],
+    sizes=Sizes(
+        most=Polynomials(
+            parameters=((400, ()), (300, (0,))),
+            macs=((40_000, ()), (30_000, (0,))),
+            bytes=((1600, ()), (1200, (0,))),
+        )
+    ),
 )
 DATASET = DatasetInspection(
     format="npz",

@@ -240,11 +240,31 @@ def test_a_dry_run_shows_what_would_be_queued_and_queues_nothing(api: Api) -> No
     assert response.status_code == 200
     shown = response.json()
     assert shown["resolved_spec"]["steps"][1]["loss"] == "both"
-    assert shown["groups"] == [{"id": "g0", "units": 32, "layers": ["conv1"], "skipped": False}]
-    assert [step["macs"] for step in shown["steps"]] == [500_000, 500_000, 500_000]
-    assert [step["parameters"] for step in shown["steps"]] == [None, None, None]
+    [group] = shown["groups"]
+    assert (group["id"], group["units"], group["layers"], group["skipped"]) == ("g0", 32, ["conv1"], False)
+    assert group["units_left"] == {"least": 8, "most": 32}
+    pruned, finetuned, quantized = shown["steps"]
+    assert pruned["macs"] == {"least": 280_000, "most": 1_000_000, "asked": 500_000}
+    assert pruned["parameters"] == {"least": 2_800, "most": 10_000, "asked": None}
+    assert finetuned["macs"] == {"least": 280_000, "most": 1_000_000, "asked": None}
+    assert quantized["bytes"] == {"least": 2_800, "most": 40_000, "asked": None}
     assert "location" not in response.headers
     assert api.client.get("/jobs").json()["data"] == []
+
+
+def test_a_dry_run_is_exact_where_amounts_fix_the_counts(api: Api) -> None:
+    prune = PRUNE | {"scope": "layer", "amount": {"channels": 0.5}}
+    shown = api.client.post("/jobs", params={"dry_run": "true"}, json=stories.a_spec(api) | {"steps": [prune]}).json()
+    assert shown["groups"][0]["units_left"] == {"least": 16, "most": 16}
+    assert shown["steps"] == [
+        {
+            "index": 0,
+            "step": "prune",
+            "parameters": {"least": 5_200, "most": 5_200, "asked": None},
+            "macs": {"least": 520_000, "most": 520_000, "asked": None},
+            "bytes": {"least": 20_800, "most": 20_800, "asked": None},
+        }
+    ]
 
 
 def test_a_dry_run_refuses_what_a_submission_would(api: Api) -> None:

@@ -1,0 +1,219 @@
+"""What a spec leaves of a network, from the sizes that were kept at its inspection: exactly where counts of channels do
+not depend on scores, else within bounds. No torch, and nothing runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from models.inspection import GroupInfo, NetworkInspection
+from models.prune_policy import Policy, layers_of, policy_for, removable_counts
+from models.prune_search import Levels, alike, goal, nearest, own_wanted, reach
+from models.schedules import gone_after
+from models.sizes import QUANTITIES, Polynomials, Sizes, evaluate
+from models.spec import PruneStep, QuantizeStep, Step
+
+Units = tuple[int, ...]
+"""For each group of the inspection, how many units it keeps."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Of one number: equal where it is known."""
+
+    least: int
+    most: int
+
+
+@dataclass(frozen=True)
+class Left:
+    """After one step: the units of each group, and each quantity of `models.sizes`. `asked` has, for a quantity that a
+    step's amount is said in, what it leaves where it can be reached."""
+
+    units: tuple[Bounds, ...]
+    quantities: dict[str, Bounds]
+    asked: dict[str, int]
+
+
+@dataclass(frozen=True)
+class _Counted:
+    """A group that may shrink, by its place in the inspection."""
+
+    place: int
+    policy: Policy
+    widths: tuple[int, ...]
+    units_at_start: int
+    gone: int = 0
+
+    @property
+    def choices(self) -> tuple[int, ...]:
+        left = self.units_at_start - self.gone
+        return tuple(removable_counts(left, self.widths, self.policy, self.units_at_start))
+
+
+def foretell(steps: Sequence[Step], network: NetworkInspection) -> list[Left]:
+    """One for each step; none for a network that was inspected before sizes were kept."""
+    if network.sizes is None:
+        return []
+    least = most = tuple(group.units for group in network.groups)
+    shrunk = False
+    found = []
+    for step in steps:
+        asked: dict[str, int] = {}
+        if isinstance(step, PruneStep):
+            if least == most and network.sizes.exact:
+                asked = _asked(step, network.sizes.most, most)
+            least, most = _after(step, network, least, most)
+        shrunk = shrunk or isinstance(step, QuantizeStep)
+        units = tuple(Bounds(*pair) for pair in zip(least, most, strict=True))
+        quantities = _quantities(network.sizes, least, most)
+        found.append(Left(units, _in_integers(quantities, network) if shrunk else quantities, asked))
+    return found
+
+
+def _quantities(sizes: Sizes, least: Units, most: Units) -> dict[str, Bounds]:
+    smaller = sizes.least or sizes.most
+    return {
+        name: Bounds(evaluate(getattr(smaller, name), least), evaluate(getattr(sizes.most, name), most))
+        for name in QUANTITIES
+    }
+
+
+def _in_integers(quantities: dict[str, Bounds], network: NetworkInspection) -> dict[str, Bounds]:
+    """BatchNorm may be folded into the layer before it, and a weight takes one byte where it becomes an integer: which
+    do is seen when it is done."""
+    foldable = sum(layer.parameters for layer in network.layers if layer.kind.startswith("BatchNorm"))
+    parameters = quantities["parameters"]
+    fewer = max(0, parameters.least - foldable)
+    return quantities | {
+        "parameters": Bounds(fewer, parameters.most),
+        "bytes": Bounds(fewer, quantities["bytes"].most),
+    }
+
+
+def _asked(step: PruneStep, polynomials: Polynomials, units: Units) -> dict[str, int]:
+    amount = step.amount
+    if amount is None or amount.quantity not in QUANTITIES:
+        return {}
+    before = evaluate(getattr(polynomials, amount.quantity), units)
+    fraction, _ = goal(amount, before)
+    return {amount.quantity: round(before * (1 - max(0.0, fraction)))}
+
+
+def _after(step: PruneStep, network: NetworkInspection, least: Units, most: Units) -> tuple[Units, Units]:
+    if least == most and _is_decided_by_counts(step, network):
+        kept = _simulated(step, network, most)
+        return kept, kept
+    low, high = list(least), list(most)
+    for each in _free(step, network, most):
+        if (kept_of_own := _own(step, each, least[each.place], most[each.place])) is not None:
+            low[each.place], high[each.place] = kept_of_own
+        else:
+            low[each.place] = min(_fewest(each, least[each.place]), _fewest(each, most[each.place]))
+    return tuple(low), tuple(high)
+
+
+def _free(step: PruneStep, network: NetworkInspection, units: Units) -> list[_Counted]:
+    found = []
+    for place, group in enumerate(network.groups):
+        layers = layers_of(step, group)
+        policy = policy_for(step, layers)
+        if layers and not policy.skip and _is_ranked(group, policy, network):
+            found.append(_Counted(place, policy, tuple(group.widths), units[place]))
+    return found
+
+
+def _is_ranked(group: GroupInfo, policy: Policy, network: NetworkInspection) -> bool:
+    """By the scales of BatchNorm only groups that have one."""
+    scaled = {layer.name for layer in network.layers if layer.kind.startswith("BatchNorm")}
+    return policy.criterion != "bn_gamma" or bool(scaled.intersection(group.layers))
+
+
+def _is_decided_by_counts(step: PruneStep, network: NetworkInspection) -> bool:
+    """Whether scores only say which channels go, not how many of which layer."""
+    free = _free(step, network, tuple(group.units for group in network.groups))
+    if any(each.policy.amount is not None and not _says_a_count(each) for each in free):
+        return False
+    amount = step.amount
+    if amount is None or all(each.policy.amount is not None for each in free):
+        return True
+    if step.scope != "layer" or amount.quantity in (None, "latency"):
+        return False
+    return amount.quantity == "channels" or (network.sizes is not None and network.sizes.exact)
+
+
+def _says_a_count(each: _Counted) -> bool:
+    amount = each.policy.amount
+    return amount is not None and (amount.channels is not None or amount.target is not None)
+
+
+def _simulated(step: PruneStep, network: NetworkInspection, units: Units) -> Units:
+    """Every round, as the engine takes it."""
+    kept = list(units)
+    candidates = _free(step, network, units)
+    for number in range(1, (step.schedule.rounds if step.schedule is not None else 1) + 1):
+        levels = _levels(step, network, candidates, kept, number)
+        for place, level in enumerate(levels):
+            each = candidates[place]
+            gone = each.gone + each.choices[level]
+            candidates[place] = _Counted(each.place, each.policy, each.widths, each.units_at_start, gone)
+            kept[each.place] = each.units_at_start - gone
+    return tuple(kept)
+
+
+def _levels(
+    step: PruneStep, network: NetworkInspection, candidates: Sequence[_Counted], kept: Sequence[int], number: int
+) -> Levels:
+    fixed = [_own_level(step, each, number) for each in candidates]
+    amount = step.amount
+    if amount is None or None not in fixed:
+        return tuple(level or 0 for level in fixed)
+    quantity = amount.quantity
+    start = list(kept)
+    for each in candidates:
+        start[each.place] = each.units_at_start
+
+    def count(left: Sequence[int]) -> int:
+        if quantity == "channels":
+            return sum(left[each.place] for each in candidates)
+        assert network.sizes is not None
+        return evaluate(getattr(network.sizes.most, str(quantity)), left)
+
+    whole = count(start)
+
+    def gone(levels: Levels) -> float:
+        left = list(kept)
+        for each, level in zip(candidates, levels, strict=True):
+            left[each.place] -= each.choices[level]
+        return 1 - count(left) / whole
+
+    fraction, near = goal(amount, whole)
+    if fraction <= 0:
+        return (0,) * len(candidates)
+    wanted = gone_after(step.schedule, number, fraction)
+    return reach(candidates, fixed, alike(candidates, fixed), gone, wanted, near)
+
+
+def _own_level(step: PruneStep, each: _Counted, number: int) -> int | None:
+    if each.policy.amount is None:
+        return None
+    wanted = own_wanted(each.policy.amount, each.units_at_start, step.schedule, number)
+    return None if wanted is None else nearest(each, wanted - each.gone)
+
+
+def _own(step: PruneStep, each: _Counted, least: int, most: int) -> tuple[int, int] | None:
+    """What a group with a count of its own keeps, from so few and from so many units."""
+    if not _says_a_count(each):
+        return None
+    ends = []
+    for units in (least, most):
+        one = _Counted(each.place, each.policy, each.widths, units)
+        for number in range(1, (step.schedule.rounds if step.schedule is not None else 1) + 1):
+            level = _own_level(step, one, number) or 0
+            one = _Counted(one.place, one.policy, one.widths, units, one.gone + one.choices[level])
+        ends.append(units - one.gone)
+    return min(ends), max(ends)
+
+
+def _fewest(each: _Counted, units: int) -> int:
+    return units - _Counted(each.place, each.policy, each.widths, units).choices[-1]
