@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -76,8 +77,9 @@ def compress(request: CompressRequest, emit: Callable[[EngineEvent], None]) -> N
     _warn_of_a_baseline_at_chance(run, baseline)
 
     subject, done, run.state = _resume(subject, run, request, keys)
-    run.train, run.latency = finetune, _stopwatch(subject, run, request)
-    reports = _take_steps(subject, run, Checkpoints(subject, run, keys), done)
+    run.train = finetune
+    with _stopwatch(subject, run, request) as run.latency:
+        reports = _take_steps(subject, run, Checkpoints(subject, run, keys), done)
     if changes_nothing(run.spec.steps or []):
         deliver_report(run, request, baseline, reports)
     else:
@@ -188,10 +190,10 @@ def _how_far(step: Step, details: dict[str, Any]) -> str:
     return f"{len(details['groups'])} groups"
 
 
-def _stopwatch(subject: Subject, run: Run, request: CompressRequest) -> Stopwatch | None:
+def _stopwatch(subject: Subject, run: Run, request: CompressRequest) -> AbstractContextManager[Stopwatch | None]:
     """In the format whose figures the report begins with."""
     if not run.spec.export:
-        return None
+        return nullcontext()
     form = run.spec.export[0]
     return Stopwatch(subject, run, request.threads, form, EXPORTERS[form])
 

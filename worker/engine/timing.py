@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
-import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import TracebackType
 
 from torch import Tensor, fx
 
@@ -20,29 +22,39 @@ Export = Callable[[fx.GraphModule, Subject, Path], None]
 
 class Stopwatch:
     """Writes a network to a file of `form` and runs it in turn with the original's, one sample a call, as the report
-    does. The original's file is written once."""
+    does. A context: the process that runs them starts with the first network and ends with the block."""
 
     def __init__(self, subject: Subject, run: Run, threads: int, form: ExportFormat, export: Export) -> None:
         self._subject, self._run, self._threads = subject, run, threads
         self._form, self._export = form, export
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._open = ExitStack()
+        self._process: FreshProcess | None = None
+
+    def __enter__(self) -> Stopwatch:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._open.__exit__(kind, error, trace)
 
     def __call__(self, graph: fx.GraphModule) -> tuple[Latency, Latency]:
         """Of `graph`, which is left as it is, and of the original. Raises Failure: UNSUPPORTED_HERE when it cannot be
         exported, VERIFICATION_FAILED when the runtime refuses the file."""
-        original = self._original()
-        candidate = original.with_name(f"candidate.{self._form}")
-        self._export(copy.deepcopy(graph).cpu(), self._subject, candidate)
-        with FreshProcess(self._run.folder, self._threads) as process:
-            first, second = process.latency([candidate, original], self._sample())
+        if self._process is None:
+            self._folder = Path(self._open.enter_context(TemporaryDirectory(prefix="timing-", dir=self._run.folder)))
+            self._write(self._subject.original, "original")
+            self._process = self._open.enter_context(FreshProcess(self._run.folder, self._threads))
+        candidate = self._write(graph, "candidate")
+        first, second = self._process.latency([candidate, self._path("original")], self._sample())
         return first, second
 
-    def _original(self) -> Path:
-        if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="timing-", dir=self._run.folder)
-            path = Path(self._folder.name) / f"original.{self._form}"
-            self._export(copy.deepcopy(self._subject.original).cpu(), self._subject, path)
-        return Path(self._folder.name) / f"original.{self._form}"
+    def _write(self, graph: fx.GraphModule, name: str) -> Path:
+        self._export(copy.deepcopy(graph).cpu(), self._subject, self._path(name))
+        return self._path(name)
+
+    def _path(self, name: str) -> Path:
+        return self._folder / f"{name}.{self._form}"
 
     def _sample(self) -> tuple[Tensor, ...]:
         if self._run.data is not None:

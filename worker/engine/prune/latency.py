@@ -55,23 +55,20 @@ def search(
     measure: Callable[[Levels], Timing],
 ) -> list[Probe]:
     """The cuts that were measured, in that order: latency against the fraction of multiply-accumulates gone is taken
-    for a line between the nearest cut that is too slow and the nearest that is not, until one is near enough."""
-    slow, fast = (0.0, goal.at_start), None
+    for a line through the cuts nearest to what is wanted, until one is near enough."""
+    points = [(0.0, goal.at_start)]
     most = macs_gone(levels_at(1.0))
     probes: list[Probe] = []
     while len(probes) < MOST_CUTS:
-        levels = levels_at(min(most, _guess(slow, fast, goal.wanted)))
+        levels = levels_at(min(most, _guess(sorted(points), goal.wanted)))
         if any(levels == probe.levels for probe in probes):
             break
         timing = measure(levels)
         probe = Probe(levels, macs_gone(levels), goal.value(timing), timing)
         probes.append(probe)
+        points.append((probe.macs_gone, probe.value))
         if abs(probe.value - goal.wanted) <= NEAR * goal.wanted:
             break
-        if probe.value > goal.wanted:
-            slow = max(slow, (probe.macs_gone, probe.value))
-        else:
-            fast = (probe.macs_gone, probe.value) if fast is None else min(fast, (probe.macs_gone, probe.value))
     return probes
 
 
@@ -83,10 +80,17 @@ def best(goal: LatencyGoal, probes: Sequence[Probe]) -> Probe:
     return min(probes, key=lambda probe: probe.value)
 
 
-def _guess(slow: tuple[float, float], fast: tuple[float, float] | None, wanted: float) -> float:
-    """Where a line through two cuts meets `wanted`. Without a fast enough one, a network without work takes no time;
-    with one, never closer to either than a tenth, since measurements are noisy."""
-    if fast is None:
-        return 1 - (1 - slow[0]) * wanted / slow[1]
-    share = (slow[1] - wanted) / (slow[1] - fast[1]) if slow[1] > fast[1] else 0.5
-    return slow[0] + (fast[0] - slow[0]) * min(0.9, max(0.1, share))
+def _guess(points: Sequence[tuple[float, float]], wanted: float) -> float:
+    """Where the line through two cuts meets `wanted`; `points` are sorted and say (fraction gone, latency).
+
+    Between the first cut that is fast enough and the one before it, never closer to either than a tenth, since
+    measurements are noisy. While none is fast enough, beyond the last two; with one alone, or where the last took no
+    less, as if a network without work took no time."""
+    place = next((place for place, (_, value) in enumerate(points) if place and value <= wanted), None)
+    if place is None:
+        (gone, value), (before, slower) = points[-1], points[-2] if len(points) > 1 else points[-1]
+        if value < slower:
+            return gone + (gone - before) * (value - wanted) / (slower - value)
+        return 1 - (1 - gone) * wanted / value
+    (slow, slower), (fast, faster) = points[place - 1], points[place]
+    return slow + (fast - slow) * min(0.9, max(0.1, (slower - wanted) / (slower - faster)))
