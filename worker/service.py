@@ -28,6 +28,8 @@ from worker.upload import claim_upload, inspect_upload
 from worker.workplace import Workplace
 
 _VERSIONS = ("modelpress", "torch", "onnxruntime", "celery")
+_IF_INSTALLED = ("timm", "transformers")
+"""Networks come by name where these are."""
 _logger = logging.getLogger(__name__)
 
 
@@ -101,7 +103,8 @@ class WorkerService:
     def _row(self, session: Session) -> Worker:
         moment = now(session)
         on_device = self.kind == "device"
-        versions = {name: metadata.version(name) for name in _VERSIONS}
+        there = [name for name in _IF_INSTALLED if next(iter(metadata.distributions(name=name)), None) is not None]
+        versions = {name: metadata.version(name) for name in (*_VERSIONS, *there)}
         return Worker(
             id=self.id,
             queue=queue_for(self.settings, self.kind),

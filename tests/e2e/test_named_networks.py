@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 import modelpress
 from deploy.temporary import temporary_service
-from modelpress import Client, UploadRejected
+from modelpress import Client
 from tests import torchvision_ops
 from tests.engine.ingest.named.folders import small_network
 from tests.networks import randomised
@@ -90,13 +90,3 @@ def test_a_folder_of_bert_in_two_shards_is_pruned_and_delivered(client: Client, 
     assert _halved(report)
     tokens = torch.ones(3, 16, dtype=torch.int64)
     assert smaller(tokens, tokens)["logits"].shape == (3, 3)
-
-
-def test_the_same_weights_under_another_name_are_another_network(client: Client, tmp_path: Path) -> None:
-    save_file(_timm("resnet10t").state_dict(), tmp_path / "x.safetensors")
-    first = client.models.upload(tmp_path / "x.safetensors", arch="timm/resnet10t", input_shape=["1,3,32,32"])
-    with pytest.raises(UploadRejected, match="missing") as caught:
-        client.models.upload(tmp_path / "x.safetensors", arch="timm/resnet18", input_shape=["1,3,32,32"])
-    other = caught.value.upload
-    assert (first.status, other.status) == ("ready", "rejected")
-    assert (first.sha256, first.read_options["arch"]) == (other.sha256, "timm/resnet10t")

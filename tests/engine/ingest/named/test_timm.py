@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -183,6 +184,14 @@ def test_what_does_not_fit_is_refused_with_what_does(small: nn.Module, name: str
         read_network(tmp_path / "x", ReadOptions.model_validate(said))
     assert caught.value.code == "network_rejected"
     assert says in caught.value.message
+
+
+def test_a_deployment_without_timm_says_so(small: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_file(small.state_dict(), tmp_path / "x")
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(Failure, match="modelpress\\[architectures\\]") as caught:
+        read_network(tmp_path / "x", OPTIONS)
+    assert caught.value.code == "unsupported_here"
 
 
 def test_integers_for_weights_are_a_network_that_is_quantized_already(small: nn.Module, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,7 @@ def _code_in_config(folder: Path, **entries: Any) -> Path:
     return zipped(small_network("BertModel"), folder / "net", **entries)
 
 
-CONFIGS = {
+CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "auto_map": ({"auto_map": {"AutoModel": "model.Net"}}, "names Python code"),
     "remote": ({"trust_remote_code": True}, "run code"),
     "quantized": ({"quantization_config": {"quant_method": "bitsandbytes"}}, "before"),
@@ -180,6 +181,14 @@ def test_an_input_that_the_class_does_not_have_is_refused_with_those_it_has(tmp_
     for shape, says in (("pixels:1,8", "input_ids, attention_mask"), ("1,3,8,8", "2 dimensions")):
         with pytest.raises(Failure, match=says):
             read_network(path, ReadOptions(arch="transformers", input_shape=(shape,)))
+
+
+def test_a_deployment_without_transformers_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = zipped(small_network("BertModel"), tmp_path / "net")
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(Failure, match="modelpress\\[architectures\\]") as caught:
+        read_network(path, TRANSFORMERS)
+    assert caught.value.code == "unsupported_here"
 
 
 def test_a_state_dict_is_not_for_transformers(tmp_path: Path) -> None:
