@@ -37,9 +37,11 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z0-9_]+)*")
 
 
 class Builder:
-    """`tensors` are by name; `parameters` and `buffers` are such names; `sources` maps them to those in the file."""
+    """`tensors` are by name; `parameters` and `buffers` are such names; `sources` maps them to those in the file.
+    `fixed_batch` is the only size of the batch that the file allows, where it does."""
 
-    def __init__(self) -> None:
+    def __init__(self, fixed_batch: int | None = None) -> None:
+        self.fixed_batch = fixed_batch
         self.graph = fx.Graph()
         self.tensors: dict[str, Tensor] = {}
         self.parameters: set[str] = set()
@@ -206,7 +208,7 @@ class Builder:
         if len(ranks) == 1:
             small = list(known.values)
             for dim in range(ranks.pop()):
-                if len({value.shape[dim] for value in small}) > 1 and all(_is_repeated(value, dim) for value in small):
+                if all(value.shape[dim] > 0 and _is_repeated(value, dim) for value in small):
                     small = [value.narrow(dim, 0, 1) for value in small]
             core = Known.of(small, known.name)
             sizes = [self.size(PerBatch(each)) for each in zip(*(value.shape for value in known.values), strict=True)]

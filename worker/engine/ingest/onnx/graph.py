@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import onnx
+import torch
 from onnx import AttributeProto, GraphProto, NodeProto
 from onnx.defs import OpSchema
 from torch import fx
@@ -16,7 +17,7 @@ from models.errors import Code, Failure
 from models.inspection import TensorInfo
 from worker.engine.ingest.names import safe_name
 from worker.engine.ingest.onnx.builder import Builder
-from worker.engine.ingest.onnx.known import BATCHES, Known, Operand
+from worker.engine.ingest.onnx.known import BATCHES, TRANSPOSED, Known, Operand
 from worker.engine.ingest.onnx.layers import layer_of
 from worker.engine.ingest.onnx.site import Inputs, Site
 from worker.engine.ingest.onnx.table import TRANSLATIONS
@@ -57,16 +58,10 @@ class Interpreter:
             tensor = read_tensor(initializer, external)
             initializer.ClearField("raw_data")
             trained = tensor.is_floating_point()
-            self._bind(
-                initializer.name,
-                Known(
-                    (tensor,) * len(BATCHES),
-                    initializer.name,
-                    initializer=True,
-                    trained=trained,
-                    right_hand=initializer.name in right_hand,
-                ),
-            )
+            known = Known((tensor,) * len(BATCHES), initializer.name, initializer=True, trained=trained)
+            known.right_hand = initializer.name in right_hand
+            self._bind(initializer.name, known)
+        _tie_transposes([value for value in self.values.values() if isinstance(value, Known)])
         self._body(graph.node)
 
     def outputs(self, graph: GraphProto, taken: set[str]) -> tuple[TensorInfo, ...]:
@@ -155,6 +150,18 @@ class Interpreter:
         results = [self._lookup(output.name) for output in taken.output]
         self.values = outer
         return results
+
+
+def _tie_transposes(initializers: list[Known]) -> None:
+    """Exporters that fold constants write a table that is also the last layer's weight twice: as it is, and turned."""
+    tables = [known for known in initializers if known.tensor.dim() == 2 and known.trained and not known.right_hand]
+    for matrix in initializers:
+        if matrix.right_hand and matrix.trained and matrix.tensor.dim() == 2:
+            for table in tables:
+                sizes = tuple(table.tensor.shape)
+                if sizes == tuple(matrix.tensor.shape)[::-1] and torch.equal(table.tensor, matrix.tensor.t()):
+                    matrix.forms[TRANSPOSED] = table
+                    break
 
 
 _CONTROL_REFUSAL = (

@@ -12,6 +12,9 @@ BATCHES = (2, 3, 5)
 """The graph is interpreted for each of these at once; what differs comes from the batch. Two points tell how, and the
 third shows that it is so."""
 
+TRANSPOSED = "transposed"
+"""The form of a matrix that a linear layer holds."""
+
 Sizes = tuple[int, ...]
 
 

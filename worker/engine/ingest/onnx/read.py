@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import onnx
+import torch
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import ModelProto, TypeProto, ValueInfoProto
-from torch import fx
 
 from models.inspection import Notice, TensorInfo
 from models.reading import ReadOptions, parse_input_shape
@@ -48,8 +48,9 @@ def read_model(content: bytes, options: ReadOptions, external: External | None) 
         raise rejected(f"the file is no ONNX network: {str(error)[:200]}") from error
     del content
     opset = _check_model(model)
-    builder = Builder()
-    inputs = _inputs(model, options, builder)
+    given = _inputs(model, options)
+    builder = Builder(given[0].shape[0])
+    inputs = [(info, builder.placeholder(info.name, getattr(torch, info.dtype), _rest(info))) for info in given]
     interpreter = Interpreter(builder, opset)
     for info, node in inputs:
         interpreter.bind_input(info.name, node)
@@ -81,7 +82,11 @@ def _check_model(model: ModelProto) -> int:
     return int(versions[0])
 
 
-def _inputs(model: ModelProto, options: ReadOptions, builder: Builder) -> list[tuple[TensorInfo, fx.Node]]:
+def _rest(info: TensorInfo) -> tuple[int, ...]:
+    return tuple(size or 1 for size in info.shape[1:])
+
+
+def _inputs(model: ModelProto, options: ReadOptions) -> list[TensorInfo]:
     known = {initializer.name for initializer in model.graph.initializer}
     given = [value for value in model.graph.input if value.name not in known]
     if not given:
@@ -101,8 +106,7 @@ def _inputs(model: ModelProto, options: ReadOptions, builder: Builder) -> list[t
         shape = _shape(value, shapes.get(value.name, shapes.get(None)), given)
         if any(size is not None and not 0 < size <= 2**31 for size in shape):
             raise rejected(f"the input {shown(value.name)} has the shape {shape}")
-        node = builder.placeholder(value.name, dtype, tuple(size or 1 for size in shape[1:]))
-        made.append((TensorInfo(name=value.name, dtype=dtype_name(dtype), shape=shape), node))
+        made.append(TensorInfo(name=value.name, dtype=dtype_name(dtype), shape=shape))
     return made
 
 
@@ -196,7 +200,7 @@ def _notices(model: ModelProto) -> list[Notice]:
     if with_bias < 3 or normalised:
         return []
     message = (
-        "The exporter seems to have merged batch normalization into the convolutions before it. Training after a cut "
-        "then recovers a little less; a file from `modelpress prepare` keeps it."
+        "The convolutions have biases and no normalization. Where an exporter merged batch normalization into them, "
+        "training after a cut recovers a little less; a file from `modelpress prepare` keeps it."
     )
     return [Notice(code="batch_norm_merged", message=message)]

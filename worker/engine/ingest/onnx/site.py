@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import onnx
@@ -13,7 +14,7 @@ from torch._ops import OpOverload
 
 from models.errors import Failure
 from worker.engine.ingest.onnx.builder import Builder
-from worker.engine.ingest.onnx.known import Known, Operand, PerBatch, Sizes, per_batch, shape_of, shapes_of
+from worker.engine.ingest.onnx.known import BATCHES, Known, Operand, PerBatch, Sizes, per_batch, shape_of, shapes_of
 from worker.engine.ingest.onnx.tensors import read_tensor
 from worker.engine.ingest.rejected import rejected, shown
 
@@ -212,6 +213,16 @@ class Site:
         if len(varying) == 1:
             sizes[varying[0]] = -1
         return self.emit(torch.ops.aten.reshape.default, operand, sizes)
+
+    def free_batch(self, wanted: list[PerBatch], shapes: Sequence[Sizes]) -> list[PerBatch]:
+        """Sizes asked for, without the batch that a file for one size of the batch writes down as a number.
+
+        Where dimension 0 is the batch already, the number stands for it. Whether it really did is tried afterwards.
+        """
+        batch = PerBatch(BATCHES)
+        if wanted and set(wanted[0]) == {self.builder.fixed_batch} and per_batch(shapes)[:1] == [batch]:
+            return [batch, *wanted[1:]]
+        return wanted
 
     def rank(self, operand: Operand) -> int:
         return len(shape_of(operand))

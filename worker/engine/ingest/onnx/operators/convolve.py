@@ -9,7 +9,7 @@ import torch
 from torch import fx
 from torch._ops import OpOverload
 
-from worker.engine.ingest.onnx.known import Known, Operand, dtype_of, shape_of
+from worker.engine.ingest.onnx.known import TRANSPOSED, Known, Operand, dtype_of, shape_of
 from worker.engine.ingest.onnx.operators.window import Window, pad_window
 from worker.engine.ingest.onnx.site import Site
 from worker.engine.ingest.rejected import shown
@@ -21,8 +21,6 @@ _BACKWARDS: dict[int, OpOverload] = {
     2: _A.conv_transpose2d.input,
     3: _A.conv_transpose3d.input,
 }
-
-_TRANSPOSED = "transposed"
 
 
 def convolution(site: Site) -> Operand:
@@ -95,9 +93,9 @@ def _turned(matrix: Known) -> Known | None:
 
     None where something else uses the matrix as it is, so that a copy would break the tie.
     """
-    if matrix.initializer and not matrix.right_hand and _TRANSPOSED not in matrix.forms:
+    if matrix.initializer and not matrix.right_hand and TRANSPOSED not in matrix.forms:
         return None
-    return matrix.form(_TRANSPOSED, torch.t)
+    return matrix.form(TRANSPOSED, torch.t)
 
 
 def general_product(site: Site) -> Operand:
@@ -156,5 +154,5 @@ def transpose(site: Site) -> Operand:
         return value
     result = site.emit(_A.permute.default, value, order)
     if isinstance(value, Known) and isinstance(result, Known) and order == [1, 0] and dtype_of(value).is_floating_point:
-        result.forms[_TRANSPOSED] = value
+        result.forms[TRANSPOSED] = value
     return result

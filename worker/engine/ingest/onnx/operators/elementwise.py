@@ -6,11 +6,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import fx
 from torch._ops import OpOverload
 
 from worker.engine.ingest.onnx.known import BATCHES, Known, Operand, dtype_of, shape_of, shapes_of
 from worker.engine.ingest.onnx.operators.convolve import as_vector
+from worker.engine.ingest.onnx.operators.merge import merge
 from worker.engine.ingest.onnx.site import Site
 from worker.engine.ingest.onnx.tensors import dtype_of_type
 
@@ -101,7 +101,7 @@ def binary(site: Site) -> Operand:
     elif (number := number_beside(right, left)) is not None and site.kind in _NUMBER_FIRST:
         result = site.emit(_NUMBER_FIRST[site.kind], right, number)
     else:
-        if site.kind == "Add" and (merged := _into_bias(site, left, right)) is not None:
+        if (merged := merge(site, left, right)) is not None:
             return merged
         result = site.emit(BINARY[site.kind], left, right)
     return result
@@ -112,25 +112,6 @@ def number_beside(operand: Operand, other: Operand) -> float | int | None:
     if isinstance(operand, Known) or not isinstance(other, Known):
         return None
     return other.number if other.tensor.dim() <= len(shape_of(operand)) else None
-
-
-def _into_bias(site: Site, left: Operand, right: Operand) -> Operand | None:
-    """A vector added to a product with a matrix is the bias of that linear layer."""
-    for product, vector in ((left, right), (right, left)):
-        if (
-            isinstance(product, fx.Node)
-            and product.target is _A.linear.default
-            and len(product.args) == 2
-            and product.meta.get("uses") == 1
-            and isinstance(vector, Known)
-            and vector.trained
-            and vector.constant
-            and vector.tensor.shape == shape_of(product)[-1:]
-        ):
-            bias = site.builder.attach(vector, str(product.meta["layer"]), "bias")
-            product.args = (*product.args, bias)
-            return product
-    return None
 
 
 def divide(site: Site) -> Operand:

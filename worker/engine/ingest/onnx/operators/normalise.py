@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
+from torch import fx
 
-from worker.engine.ingest.onnx.known import Operand, shape_of
+from worker.engine.ingest.onnx.known import Known, Operand, shape_of
 from worker.engine.ingest.onnx.site import Site
 
 _A = torch.ops.aten
@@ -63,9 +64,16 @@ def group_norm(site: Site) -> Operand:
 
 
 def instance_norm(site: Site) -> Operand:
-    value = site.operand(0)
-    weight, bias = site.parameter(site.operand(1), "weight"), site.parameter(site.operand(2), "bias")
-    return site.emit(_A.instance_norm.default, value, weight, bias, None, None, True, 0.1, site.real("epsilon"), False)
+    """A scale of ones and a shift of zeros say that it has none; it may then be part of a group normalization."""
+    value, scale, shift = site.operand(0), site.operand(1), site.operand(2)
+    weights: list[fx.Node | None] = [None, None]
+    if not (_is_all(scale, 1) and _is_all(shift, 0)):
+        weights = [site.parameter(scale, "weight"), site.parameter(shift, "bias")]
+    return site.emit(_A.instance_norm.default, value, *weights, None, None, True, 0.1, site.real("epsilon"), False)
+
+
+def _is_all(operand: Operand, number: float) -> bool:
+    return isinstance(operand, Known) and all(bool((value == number).all()) for value in operand.values)
 
 
 def vector_norm(site: Site) -> Operand:

@@ -90,6 +90,8 @@ def _state(
         return site.compute([torch.zeros(directions, batch, hidden) for batch in batches])
     assert given is not None
     state: Operand = site.emit(_A.permute.default, given, [1, 0, 2]) if batch_first else given
+    if site.builder.fixed_batch is not None and {sizes[1] for sizes in shapes_of(state)} == {1}:
+        return site.emit(_A.expand.default, state, [-1, batches, -1])
     return state
 
 

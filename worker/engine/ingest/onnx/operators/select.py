@@ -27,7 +27,23 @@ def concat(site: Site) -> Operand:
     operands = site.operands()
     if len(operands) == 1:
         return operands[0]
-    return site.emit(_A.cat.default, operands, site.axis(site.integer("axis"), site.rank(operands[0])))
+    axis = site.axis(site.integer("axis"), site.rank(operands[0]))
+    if site.builder.fixed_batch is not None and axis > 0:
+        operands = _alike(site, operands)
+    return site.emit(_A.cat.default, operands, axis)
+
+
+def _alike(site: Site, operands: list[Operand]) -> list[Operand]:
+    """What a file for one size of the batch holds once for that batch, beside values of each sample: repeated."""
+    firsts = [PerBatch([sizes[0] for sizes in shapes_of(operand)]) for operand in operands]
+    if PerBatch(BATCHES) not in firsts:
+        return operands
+    return [
+        site.emit(_A.expand.default, operand, [PerBatch(BATCHES), *[-1] * (site.rank(operand) - 1)])
+        if set(first) == {1}
+        else operand
+        for operand, first in zip(operands, firsts, strict=True)
+    ]
 
 
 def split(site: Site) -> list[Operand]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 
@@ -15,6 +16,7 @@ from worker.engine.ingest.onnx.known import (
     shape_of,
     shapes_of,
 )
+from worker.engine.ingest.onnx.operators.merge import group_norm_of
 from worker.engine.ingest.onnx.site import Site
 
 _A = torch.ops.aten
@@ -23,11 +25,12 @@ _A = torch.ops.aten
 def reshape(site: Site) -> Operand:
     """0 copies a size, -1 is what is left."""
     value, keep_zero = site.operand(0), bool(site.maybe_integer("allowzero"))
-    wanted = site.sizes(1)
-    shapes = shapes_of(value)
-    return site.reshape(
-        value, [_shape(site, sizes, [size[index] for size in wanted], keep_zero) for index, sizes in enumerate(shapes)]
-    )
+    wanted, shapes = site.sizes(1), shapes_of(value)
+    found = _freed(site, shapes, wanted, keep_zero) or [
+        _shape(site, sizes, [size[index] for size in wanted], keep_zero) for index, sizes in enumerate(shapes)
+    ]
+    whole = group_norm_of(site, value, found)
+    return site.reshape(value, found) if whole is None else whole
 
 
 def _shape(site: Site, sizes: Sizes, wanted: list[int], keep_zero: bool) -> Sizes:
@@ -43,6 +46,26 @@ def _shape(site: Site, sizes: Sizes, wanted: list[int], keep_zero: bool) -> Size
     if math.prod(filled) != total:
         raise site.refuse(f"a tensor of the sizes {list(sizes)} cannot take the sizes {wanted[:10]}")
     return filled
+
+
+def _freed(site: Site, shapes: Sequence[Sizes], wanted: list[PerBatch], keep_zero: bool) -> list[Sizes] | None:
+    """Sizes in which the batch is free again that a file for one size of the batch wrote down as a number.
+
+    The batch goes where as many elements stand before it as in the source. Whether it belongs there is tried
+    afterwards, on samples. `None` where that is no question.
+    """
+    own, fixed = per_batch(shapes), site.builder.fixed_batch
+    varying = [dim for dim, size in enumerate(own) if not size.constant]
+    if fixed is None or len(varying) != 1 or not all(size.constant for size in wanted):
+        return None
+    share, rest = divmod(own[varying[0]][0] * fixed, BATCHES[0])
+    once = tuple(share if dim == varying[0] else size[0] for dim, size in enumerate(own))
+    filled = _shape(site, once, [size[0] for size in wanted], keep_zero)
+    before = math.prod(once[: varying[0]])
+    place = next((place for place in range(len(filled)) if math.prod(filled[:place]) == before), None)
+    if rest or place is None or filled[place] % fixed:
+        return None
+    return [(*filled[:place], filled[place] * batch // fixed, *filled[place + 1 :]) for batch in BATCHES]
 
 
 def flatten(site: Site) -> Operand:
@@ -74,8 +97,9 @@ def unsqueeze(site: Site) -> Operand:
 
 def expand(site: Site) -> Operand:
     """Sizes broadcast both ways: a one in the wish keeps the size there is."""
-    value, wanted = site.operand(0), site.sizes(1)
+    value = site.operand(0)
     own = per_batch(shapes_of(value))
+    wanted = site.free_batch(site.sizes(1), shapes_of(value))
     rank = max(len(own), len(wanted))
     one = PerBatch([1] * len(BATCHES))
     own, wanted = ([one] * (rank - len(sizes)) + sizes for sizes in (own, wanted))
