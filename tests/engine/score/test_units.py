@@ -169,11 +169,13 @@ def test_a_head_is_scored_by_all_its_rows() -> None:
 def test_random_scores_depend_on_the_seed_alone() -> None:
     channels = analyse(subject_of("resnet18").graph, NETWORKS["resnet18"]()[1])
     first, second = channels.groups[:2]
-    drawn = unit_scores(channels, first, Scoring("random"), seed=7)
-    np.testing.assert_array_equal(drawn, unit_scores(channels, first, Scoring("random"), seed=7))
-    assert not np.array_equal(drawn, unit_scores(channels, first, Scoring("random"), seed=8))
-    assert not np.array_equal(drawn, unit_scores(channels, second, Scoring("random"), seed=7))
+    drawn = unit_scores(channels, first, Scoring("random", normalize="none"), seed=7)
+    np.testing.assert_array_equal(drawn, unit_scores(channels, first, Scoring("random", normalize="none"), seed=7))
+    assert not np.array_equal(drawn, unit_scores(channels, first, Scoring("random", normalize="none"), seed=8))
+    assert not np.array_equal(drawn, unit_scores(channels, second, Scoring("random", normalize="none"), seed=7))
     assert ((drawn >= 0) & (drawn < 1)).all()
+    summed = unit_scores(channels, first, Scoring("random", "sum", "max"), seed=7)
+    np.testing.assert_array_equal(summed, drawn / drawn.max())
 
 
 def test_a_parameter_of_zeros_scores_nothing(tmp_path: Path) -> None:

@@ -51,18 +51,19 @@ def unit_scores(
 ) -> Scores:
     """One score for each of `group.units`, in their order.
 
-    `gradients` are those of `gather` for `statistics_for` the criterion, where it needs any. `random` is uniform in
-    [0, 1) and depends on `seed` and the group alone. Raises ValueError for a group that is `unscorable`.
+    `gradients` are those of `gather` for `statistics_for` the criterion, where it needs any. `random` draws from
+    [0, 1), once for the whole unit, by `seed` and the group alone. Raises ValueError for a group that is `unscorable`.
     """
-    if scoring.criterion == "random":
-        generator = torch.Generator().manual_seed((seed + sum(group.units)) % 2**63)
-        return torch.rand(len(group.units), generator=generator, dtype=torch.float64).numpy()
     if reason := unscorable(channels, group, scoring.criterion):
         raise ValueError(f"{group.id} {reason}")
-    found = [
-        _parameter_scores(slices_of(channels, group, member), scoring.criterion, _moments(gradients, member))
-        for member in _scored(channels, group, scoring.criterion)
-    ]
+    if scoring.criterion == "random":
+        generator = torch.Generator().manual_seed((seed + sum(group.units)) % 2**63)
+        found = [torch.rand(len(group.units), generator=generator, dtype=torch.float64).numpy()]
+    else:
+        found = [
+            _parameter_scores(slices_of(channels, group, member), scoring.criterion, _moments(gradients, member))
+            for member in _scored(channels, group, scoring.criterion)
+        ]
     if not found:
         return np.ones(len(group.units))
     if scoring.over == "parameters":
