@@ -96,6 +96,37 @@ def test_a_module_and_a_loader_give_a_smaller_network_that_trains_and_goes_round
 
 
 @pytest.mark.slow
+def test_a_sparse_network_comes_back_packed_and_keeps_its_zeros(
+    url: str, loader: DataLoader[tuple[Tensor, ...]], tmp_path: Path
+) -> None:
+    rounds = {"rounds": 2, "curve": "cubic"}
+    with Client(url) as client:
+        result = compress(
+            _Network(),
+            loader,
+            steps=[
+                {"step": "sparsify", "amount": 0.75, "schedule": rounds, "layers": [{"match": "head", "skip": True}]},
+                {"step": "finetune", "epochs": 1},
+            ],
+            export=["safetensors"],
+            folder=tmp_path / "out",
+            client=client,
+        )
+    assert (result.folder / "model.safetensors").is_file()
+    before, after = result.report["original"], result.report["compressed"]
+    assert after["file_size_bytes"] == (result.folder / "model.safetensors").stat().st_size < before["file_size_bytes"]
+    assert (after["parameters"], after["macs"]) == (before["parameters"], before["macs"])
+    assert [row["reached"] for row in result.report["steps"][0]["details"]["rounds"]] == [
+        pytest.approx(0.75 * 7 / 8, abs=1e-3),
+        pytest.approx(0.75, abs=1e-3),
+    ]
+    network = result.network()
+    zeros = sum(int((network.get_parameter(f"{name}.weight") == 0).sum()) for name in ("first", "second"))
+    assert zeros == result.report["steps"][0]["details"]["zeros"]
+    assert network(torch.randn(5, 1, 10, 10)).shape == (5, 3)
+
+
+@pytest.mark.slow
 def test_the_command_compresses_a_file_and_shows_before_and_after(
     url: str, loader: DataLoader[tuple[Tensor, ...]], tmp_path: Path
 ) -> None:

@@ -26,7 +26,7 @@ from worker.engine.measure.files import FileFigures, measure_pair, score_pair
 from worker.engine.measure.layers import layer_reports
 from worker.engine.measure.metrics import drop, forward_of, output_index
 from worker.engine.measure.runtime import FreshProcess
-from worker.engine.measure.verify import verify, verify_weights
+from worker.engine.measure.verify import verify
 from worker.engine.run import Run
 from worker.engine.subject import Subject
 
@@ -152,10 +152,15 @@ def _samples(subject: Subject, run: Run, count: int) -> tuple[Tensor, ...]:
 def _verify(subject: Subject, run: Run, path: Path) -> Verification:
     inputs = _samples(subject, run, _VERIFY_SAMPLES)
     network = subject.network()
-    if path.suffix == ".safetensors":
-        verify_weights(path, network, run.folder)
     expected = forward_of(network)(inputs)
-    return verify(path, inputs, expected, run.folder, integer=subject.quantization is not None)
+    return verify(
+        path,
+        inputs,
+        expected,
+        run.folder,
+        integer=subject.quantization is not None,
+        unpacks_to=network if path.suffix == ".safetensors" else None,
+    )
 
 
 def _measure(

@@ -15,14 +15,15 @@ from safetensors.torch import save_file
 from torch import Tensor, fx, nn
 
 from models.errors import Code, Failure
+from models.report import Verification
 from models.spec import QuantizeStep, SparsifyStep
 from tests.engine.subjects import dataset_for, lifted, run_in, subject_of
 from worker.engine.export.onnx import export_onnx
 from worker.engine.export.packed import export_packed, pack
 from worker.engine.export.pt2 import export_pt2
-from worker.engine.measure.runtime import run_artifact
+from worker.engine.measure.compare import outputs_of
 from worker.engine.measure.unpack import unpack
-from worker.engine.measure.verify import verify_weights
+from worker.engine.measure.verify import verify
 from worker.engine.quantize.step import run as quantize
 from worker.engine.sparsify.step import run as sparsify
 from worker.engine.subject import Subject
@@ -97,17 +98,21 @@ def test_types_layouts_and_negative_zeros_come_back(tmp_path: Path) -> None:
         assert torch.equal(value.signbit(), expected.signbit())
 
 
+def verified(path: Path, subject: Subject) -> Verification:
+    inputs = subject.example_inputs(5, seed=3)
+    with torch.no_grad():
+        expected = outputs_of(subject.graph(*inputs))
+    return verify(path, inputs, expected, path.parent, integer=False, unpacks_to=subject.graph)
+
+
 def test_a_fresh_process_computes_the_engines_bits_from_the_engines_weights(tmp_path: Path) -> None:
     subject = sparse("vit", tmp_path)
     export_packed(subject.graph, subject, tmp_path / "model.safetensors")
     assert {path.name for path in tmp_path.iterdir()} == {"model.safetensors"}
-    verify_weights(tmp_path / "model.safetensors", subject.graph, tmp_path)
-    inputs = subject.example_inputs(5, seed=3)
-    (found,), runtime = run_artifact(tmp_path / "model.safetensors", inputs, tmp_path)
-    with torch.no_grad():
-        assert torch.equal(found, subject.graph(*inputs))
-    assert runtime.startswith("torch ")
-    assert runtime.endswith(", unpacked")
+    found = verified(tmp_path / "model.safetensors", subject)
+    assert found.max_abs_diff_vs_engine == 0.0
+    assert found.runtime.startswith("torch ")
+    assert found.runtime.endswith(", unpacked")
 
 
 def test_a_file_with_one_wrong_bit_does_not_pass(tmp_path: Path) -> None:
@@ -117,7 +122,7 @@ def test_a_file_with_one_wrong_bit_does_not_pass(tmp_path: Path) -> None:
         weight = subject.graph.get_parameter("head.weight")
         weight.view(torch.int32)[0, 0] ^= 1
     with pytest.raises(Failure) as caught:
-        verify_weights(tmp_path / "model.safetensors", subject.graph, tmp_path)
+        verified(tmp_path / "model.safetensors", subject)
     assert caught.value.code == Code.VERIFICATION_FAILED
     assert "does not hold the engine's head.weight" in caught.value.message
 

@@ -21,7 +21,6 @@ from worker.engine.measure.layers import layer_reports
 from worker.engine.measure.runtime import (
     FreshProcess,
     peak_memory_bytes,
-    run_artifact,
 )
 from worker.engine.measure.size import file_size_bytes, gzip_size_bytes
 from worker.engine.measure.verify import verify
@@ -109,8 +108,8 @@ def test_a_damaged_file_is_refused_with_its_name(files: Files, suffix: str, tmp_
     whole = files.float_onnx if suffix == ".onnx" else files.float_pt2
     path = tmp_path / f"damaged{suffix}"
     path.write_bytes(whole.read_bytes()[:5000])
-    with pytest.raises(Failure) as caught:
-        run_artifact(path, inputs_of(files), tmp_path)
+    with pytest.raises(Failure) as caught, FreshProcess(tmp_path) as process:
+        process.run(path, inputs_of(files))
     assert caught.value.code == Code.VERIFICATION_FAILED
     assert f"the runtime refused damaged{suffix}" in caught.value.message
     assert [file.name for file in tmp_path.iterdir()] == [path.name]

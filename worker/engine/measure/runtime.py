@@ -125,12 +125,6 @@ class FreshProcess:
         return answer["result"]
 
 
-def run_artifact(path: Path, inputs: Sequence[Tensor], folder: Path) -> tuple[tuple[Tensor, ...], str]:
-    """What the file at `path` computes for one batch, and the runtime that computed it."""
-    with FreshProcess(folder) as process:
-        return process.run(path, inputs)
-
-
 def peak_memory_bytes(path: Path, inputs: Sequence[Tensor], folder: Path, threads: int = 1) -> int:
     """Resident bytes that opening the file and running one batch cost in a process of its own.
 

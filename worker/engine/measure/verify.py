@@ -9,7 +9,7 @@ kernels round ties and intermediate sums their own way, and one step of 1/255 at
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -18,37 +18,31 @@ from torch import Tensor, nn
 from models.errors import Code, Failure
 from models.report import Verification
 from worker.engine.measure.compare import max_difference, relative_difference, sqnr_db, top1_agreement
-from worker.engine.measure.runtime import FreshProcess, run_artifact
+from worker.engine.measure.runtime import FreshProcess
 
 FLOAT_TOLERANCE = 1e-4
 INTEGER_SQNR_DB = 25.0
 INTEGER_AGREEMENT = 0.985
 
 
-def verify_weights(path: Path, network: nn.Module, folder: Path) -> None:
-    """Load a packed file and hold every weight in it, bit for bit, against the engine's, by the names of `network`.
-
-    Raises `Failure(VERIFICATION_FAILED)`.
-    """
-    with FreshProcess(folder) as process:
-        found = process.digests(path)
-    tensors = dict(network.named_parameters(remove_duplicate=False)) | dict(network.named_buffers())
-    for name, digest in found.items():
-        content = tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8) if name in tensors else None
-        if content is None or hashlib.sha256(content.numpy().tobytes()).hexdigest() != digest:
-            raise Failure(
-                Code.VERIFICATION_FAILED, f"{path.name} does not hold the engine's {name}, bit for bit", where=path.name
-            )
-
-
 def verify(
-    path: Path, inputs: Sequence[Tensor], engine_outputs: Sequence[Tensor], folder: Path, *, integer: bool
+    path: Path,
+    inputs: Sequence[Tensor],
+    engine_outputs: Sequence[Tensor],
+    folder: Path,
+    *,
+    integer: bool,
+    unpacks_to: nn.Module | None = None,
 ) -> Verification:
     """Run the file on `inputs` and hold it against what the engine computed for them.
 
-    `integer` says that the file computes in 8 bits, for any format. Raises `Failure(VERIFICATION_FAILED)`.
+    `integer` says that the file computes in 8 bits, for any format. Every weight in a packed file must be that of
+    `unpacks_to`, bit for bit. Raises `Failure(VERIFICATION_FAILED)`.
     """
-    found, runtime = run_artifact(path, inputs, folder)
+    with FreshProcess(folder) as process:
+        found, runtime = process.run(path, inputs)
+        if unpacks_to is not None:
+            _require_same_bits(path, process.digests(path), unpacks_to)
     if len(found) != len(engine_outputs):
         raise Failure(
             Code.VERIFICATION_FAILED,
@@ -80,3 +74,13 @@ def verify(
         sqnr_db_vs_engine=round(ratio, 2),
         top1_agreement_vs_engine=agreement,
     )
+
+
+def _require_same_bits(path: Path, digests: Mapping[str, str], network: nn.Module) -> None:
+    tensors = dict(network.named_parameters(remove_duplicate=False)) | dict(network.named_buffers())
+    for name, digest in digests.items():
+        content = tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8) if name in tensors else None
+        if content is None or hashlib.sha256(content.numpy().tobytes()).hexdigest() != digest:
+            raise Failure(
+                Code.VERIFICATION_FAILED, f"{path.name} does not hold the engine's {name}, bit for bit", where=path.name
+            )
