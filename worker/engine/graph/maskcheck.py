@@ -233,5 +233,7 @@ _OPERATORS = frozenset(
         "norm",
         "batch_norm",
         "instance_norm",
+        "std_mean",
+        "var_mean",
     }
 )

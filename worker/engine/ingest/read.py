@@ -44,6 +44,8 @@ def read_network(path: Path, options: ReadOptions = NOTHING_SAID) -> Program:
         return read_onnx_archive(path, options)
     if kind == "zip":
         identify_network_archive(path, options.arch)
+    if options.arch is None and options.input_shape:
+        raise rejected("a `.pt2` says the sizes of its inputs itself: leave `input_shape` out")
     return _read_pt2(path) if options.arch is None else _read_named(path, kind, options)
 
 
@@ -148,6 +150,8 @@ def _input(graph: schema.Graph, name: str, builder: GraphBuilder, warnings: list
     if meta is None:
         raise rejected(f"the file does not say what shape the input {shown(name)} has")
     node = builder.placeholder(name, meta)
+    if node.meta["dtype"].is_complex:
+        raise rejected(f"the input {node.name} is complex; take its real and imaginary parts as two numbers")
     shape: list[int | None] = []
     for position, size in enumerate(meta.sizes):
         if size.as_expr is None:

@@ -97,6 +97,8 @@ def _outputs(program: Program, first: Trace, second: Trace) -> tuple[TensorInfo,
         node.meta["shape"], node.meta["dtype"] = varying, dtype
     (output,) = [node for node in program.graph.nodes if node.op == "output"]
     values = [value for value in tree_leaves(output.args[0]) if value is not None]
+    if any(value.meta["dtype"].is_complex for value in values):
+        raise rejected("an output is complex; return its real and imaginary parts, with `torch.view_as_real`")
     return tuple(
         TensorInfo(name=info.name, dtype=str(node.meta["dtype"]).removeprefix("torch."), shape=node.meta["shape"])
         for info, node in zip(program.outputs, values, strict=True)

@@ -38,10 +38,11 @@ DTYPES: dict[int, torch.dtype] = {
     6: torch.float16,
     7: torch.float32,
     8: torch.float64,
+    10: torch.complex64,
     12: torch.bool,
     13: torch.bfloat16,
 }
-"""torch's serialized ScalarType numbers. Complex, 8-bit float and unsigned wide types are not read."""
+"""torch's serialized ScalarType numbers. Wider complex, 8-bit float and unsigned wide types are not read."""
 
 STRIDED = 7
 MAXIMUM_RANK = 8
@@ -173,6 +174,12 @@ def _tensor(
 
 
 def _parameter(name: str, tensor: Tensor, requires_grad: bool) -> nn.Parameter:
+    if tensor.is_complex():
+        raise rejected(
+            f"parameter {shown(name)} holds complex numbers; keep real and imaginary parts in the last dimension of a "
+            "real parameter, and join them with `torch.view_as_complex`",
+            shown(name),
+        )
     if not tensor.is_floating_point():
         raise rejected(
             f"parameter {shown(name)} holds {_dtype_name(tensor)}: the network is already quantized; "

@@ -23,17 +23,36 @@ def moved_dims(node: fx.Node) -> list[int]:
     operator = getattr(node.target, "__name__", "").split(".")[0]
     if operator == "permute":
         return [dim % rank for dim in arguments["dims"]]
-    if operator == "t":
+    if operator in ("t", "numpy_T"):
         return order[::-1]
+    if operator in ("mT", "adjoint"):
+        return [*order[:-2], rank - 1, rank - 2]
     if operator == "movedim":
-        order.insert(arguments["destination"] % rank, order.pop(arguments["source"] % rank))
-        return order
+        return _moved(rank, arguments["source"], arguments["destination"])
     names = ("dim0", "dim1") if "dim0" in arguments else ("axis0", "axis1")
     if names[0] not in arguments:
         raise Refusal("moves dimensions in a way that is not known")
     first, second = (arguments[name] % rank for name in names)
     order[first], order[second] = order[second], order[first]
     return order
+
+
+def _moved(rank: int, source: int | list[int], destination: int | list[int]) -> list[int]:
+    """`movedim`: those named go to their places, the others keep their order."""
+    pairs = [(source, destination)] if isinstance(source, int) else zip(source, destination, strict=True)  # type: ignore[arg-type]
+    placed = {to % rank: dim % rank for dim, to in pairs}  # type: ignore[operator]
+    rest = iter(dim for dim in range(rank) if dim not in placed.values())
+    return [placed[place] if place in placed else next(rest) for place in range(rank)]
+
+
+def diagonal(call: Call) -> Axes:
+    """The two dimensions become the last one; of a square, both shrink alike."""
+    axes, sizes = call.operand("self"), call.sizes("self")
+    first, second = call.argument("dim1") % len(axes), call.argument("dim2") % len(axes)
+    if call.argument("offset") or sizes[first] != sizes[second]:
+        raise Refusal("takes a diagonal beside the middle")
+    met = call.tie(axes[first], axes[second])
+    return [*(axis for place, axis in enumerate(axes) if place not in (first, second)), met]
 
 
 def unsqueeze(call: Call) -> Axes:

@@ -63,6 +63,63 @@ def outer(call: Call) -> Axes:
     return [call.operand("self")[0], call.operand("vec2")[0]]
 
 
+def vector_product(call: Call) -> Axes:
+    """`dot`, `mv`, `inner`: the last dimensions meet."""
+    first, second = (call.operand(name) for name in ("self", _other(call.node)))
+    call.tie(first[-1], second[-1])
+    return [*first[:-1], *second[:-1]]
+
+
+def tensordot(call: Call) -> Axes:
+    first, second = call.operand("self"), call.operand("other")
+    pairs = list(zip(call.argument("dims_self"), call.argument("dims_other"), strict=True))
+    for one, other in pairs:
+        call.tie(first[one], second[other])
+    gone = {one % len(first) for one, _ in pairs}, {other % len(second) for _, other in pairs}
+    return [
+        axis for axes, dims in zip((first, second), gone, strict=True) for i, axis in enumerate(axes) if i not in dims
+    ]
+
+
+def bilinear(call: Call) -> Axes:
+    """Weight [out, first, second]."""
+    first, second, weight = call.operand("input1"), call.operand("input2"), call.operand("weight")
+    call.tie(weight[1], first[-1])
+    call.tie(weight[2], second[-1])
+    bias = call.optional("bias")
+    if bias is not None:
+        call.tie(weight[0], bias[0])
+    sizes = call.result_sizes[:-1]
+    lead = [(axes[:-1], call.sizes(name)[:-1]) for name, axes in (("input1", first), ("input2", second))]
+    return [*broadcast(call, lead, sizes), weight[0]]
+
+
+def bilinear_cost(node: fx.Node, sizing: Sizing) -> int:
+    arguments = arguments_of(node)
+    return math.prod(sizing.sizes(node)) * math.prod(sizing.sizes(arguments["weight"])[1:])
+
+
+def cosine_similarity(call: Call) -> Axes:
+    """Broadcast, then summed over one dimension."""
+    operands = call.all_operands()
+    sizes = np.broadcast_shapes(*(own for _, own in operands))
+    met = broadcast(call, operands, sizes)
+    del met[call.argument("dim") % len(met)]
+    return met
+
+
+def distances(call: Call) -> Axes:
+    """`cdist`: [..., P, M] and [..., R, M] give [..., P, R]."""
+    first, second = call.operand("x1"), call.operand("x2")
+    call.tie(first[-1], second[-1])
+    stacks = [(first[:-2], call.sizes("x1")[:-2]), (second[:-2], call.sizes("x2")[:-2])]
+    return [*broadcast(call, stacks, call.result_sizes[:-2]), first[-2], second[-2]]
+
+
+def _other(node: fx.Node) -> str:
+    return next(name for name in ("vec", "tensor", "other") if name in arguments_of(node))
+
+
 def matmul_cost(node: fx.Node, sizing: Sizing) -> int:
     return math.prod(sizing.sizes(node)) * sizing.sizes(arguments_of(node)[_factors(node)[0]])[-1]
 

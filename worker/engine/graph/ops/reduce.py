@@ -12,12 +12,14 @@ from worker.engine.graph.ops.call import Call, arguments_of
 from worker.engine.graph.shapes import sizes_of
 
 
-def reduction(call: Call) -> Axes:
+def reduction(call: Call) -> Value:
     """`mean`, `sum`, `amax`, `var` …: after a cut they run over the channels that stay, as a normalisation does."""
     axes = call.operand("self")
     dims = reduced_dims(call.node)
-    kept_dims = len(call.result_sizes) == len(axes)
-    return [None if dim in dims else axis for dim, axis in enumerate(axes) if kept_dims or dim not in dims]
+    sizes = call.node.meta["sizes"]
+    kept_dims = len(sizes if isinstance(sizes, tuple) else sizes[0]) == len(axes)
+    result: Axes = [None if dim in dims else axis for dim, axis in enumerate(axes) if kept_dims or dim not in dims]
+    return result if isinstance(sizes, tuple) else tuple(list(result) for _ in sizes)
 
 
 def reduced_dims(node: fx.Node) -> frozenset[int]:
