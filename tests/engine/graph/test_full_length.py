@@ -212,3 +212,27 @@ def test_a_call_that_a_rule_does_not_expect_keeps_its_channels(tmp_path: Path) -
     subject = lifted(randomised(Net(function, a=conv(3, 8), head=head(8))), (IMAGE,), tmp_path)
     frozen = next(layer for layer in analyse(subject.graph, (IMAGE,)).layers if layer.name == "a").frozen
     assert frozen == "feeds operator roll (roll_default), which is called in a way that its channel rule does not know"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda y: y.softmax(1),
+        lambda y: y.argmax(1),
+        lambda y: y.topk(2, 1)[1],
+        lambda y: y.cumsum(1),
+        lambda y: (y.softmax(1) * torch.arange(8.0)).sum(1),
+    ],
+)
+def test_scores_that_decide_the_output_keep_all_of_their_classes(
+    answer: Callable[[Tensor], Tensor], tmp_path: Path
+) -> None:
+    def function(net: Net, x: Tensor) -> Tensor:
+        return answer(net.b(net.a(x).mean((2, 3))))
+
+    subject = lifted(randomised(Net(function, a=conv(3, 8), b=nn.Linear(8, 8))), (IMAGE,), tmp_path)
+    channels = analyse(subject.graph, (IMAGE,))
+    assert [(group.id, len(group.units)) for group in channels.groups] == [("a", 8)]
+    frozen = next(layer for layer in channels.layers if layer.name == "b").frozen
+    assert frozen is not None
+    assert "the output of the network" in frozen

@@ -11,6 +11,7 @@ from torch import fx, nn
 
 from worker.engine.graph.labels import FIXED, Axes, Axis, Labels, Refusal, Value
 from worker.engine.graph.ops.aliases import shares_memory
+from worker.engine.graph.ops.reach import decides_output
 from worker.engine.graph.shapes import Sizes, is_tensor, sizes_of
 
 Attention = Literal["heads", "features"]
@@ -53,6 +54,8 @@ class Call:
             self.steady(self.arguments[name], dim)
         if labelled and shares_memory(self.node):
             raise Refusal("works along channels in place")
+        if labelled and decides_output(self.node):
+            raise Refusal("makes the output of the network of them")
         if labelled:
             self.restored[name] = labelled
         return [None if dim in labelled else axis for dim, axis in enumerate(axes)]

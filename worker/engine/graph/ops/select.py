@@ -13,6 +13,7 @@ from worker.engine.graph.labels import Axes, Axis, Indices, Refusal, Value
 from worker.engine.graph.ops.call import Call, arguments_of, set_argument
 from worker.engine.graph.ops.elementwise import broadcast
 from worker.engine.graph.ops.pick import pick, table_of
+from worker.engine.graph.ops.reach import decides_output
 from worker.engine.graph.ops.sizing import Remaining
 from worker.engine.graph.shapes import sizes_of
 
@@ -212,8 +213,16 @@ def _rolled(node: fx.Node, size: int) -> Indices:
     return np.roll(np.arange(size), arguments_of(node)["shifts"][0])
 
 
+def along(call: Call) -> Axes:
+    """`softmax`, `log_softmax`: over the channels that stay, as a normalisation."""
+    axes = call.operand("self")
+    if any(axes[dim] is not None for dim in _dims(call, len(axes))) and decides_output(call.node):
+        raise Refusal("makes the output of the network of them")
+    return axes
+
+
 def whole(call: Call) -> Axes:
-    """`softmax`, `cumsum`, `flip`: the dimensions worked along are needed at full length, the others pass."""
+    """`cumsum`, `flip`: the dimensions worked along are needed at full length, the others pass."""
     return call.whole("self", _dims(call, len(call.sizes("self"))))
 
 
