@@ -245,6 +245,8 @@ class Capabilities(_View):
     patterns: list[str] = Field(description="Of `sparsify`: which weights go together.")
     scopes: list[str]
     amounts: list[str]
+    targets: list[str] = Field(description="Of `amount.target`: quantities of which so much is to be left.")
+    curves: list[str] = Field(description="Of `schedule`: how an amount grows from round to round.")
     losses: list[str]
     schemes: list[str]
     methods: list[str]

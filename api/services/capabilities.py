@@ -23,8 +23,10 @@ from models.spec import (
     NOfM,
     PruneStep,
     QuantizeStep,
+    Schedule,
     SensitivityStep,
     SparsifyStep,
+    Target,
     Task,
 )
 from models.tables import Worker
@@ -79,6 +81,8 @@ def capabilities(service: Service) -> Capabilities:
         patterns=["weights", *NOfM.model_fields, *Blocks.model_fields],
         scopes=_field(PruneStep, "scope"),
         amounts=list(Amount.model_fields),
+        targets=list(Target.model_fields),
+        curves=_field(Schedule, "curve"),
         losses=_field(FinetuneStep, "loss"),
         schemes=_field(QuantizeStep, "scheme"),
         methods=_field(QuantizeStep, "method"),

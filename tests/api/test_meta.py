@@ -57,6 +57,10 @@ def test_capabilities_follow_the_spec_and_the_workers_that_are_alive(api: Api) -
     assert {"random", "l1", "lamp", "hessian"} <= set(before["weight_criteria"])
     assert before["aggregates"] == ["mean", "sum", "max"]
     assert before["normalizations"] == ["mean", "sum", "max", "standard", "none"]
+    assert {"macs", "bytes", "latency", "target", "threshold", "percentile"} <= set(before["amounts"])
+    assert {"macs", "bytes", "latency_ms"} <= set(before["targets"])
+    assert before["curves"] == ["linear", "cubic", "exponential"]
+    assert before["structures"][:3] == ["channels", "columns", "heads"]
     assert before["patterns"] == ["weights", "n_of_m", "block"]
     assert (before["model_formats"], before["dataset_formats"]) == (
         ["pt2", "onnx", "safetensors", "pth", "transformers"],
