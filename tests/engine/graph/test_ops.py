@@ -79,6 +79,8 @@ def call_by_schema(sketch: Sketch, name: str) -> fx.Node:
     named: dict[str, Any] = {"min": 0.7} if name in ("clamp.default", "clamp_.default") else {}
     if name == "clamp.Tensor":
         named["min"] = sketch.layer("b")
+    if name == "clamp.Tensor":
+        named["min"] = sketch.layer("b")
     for argument in target._schema.arguments:
         kind = str(argument.type)
         if name.startswith("masked_fill") and kind == "Tensor" and argument.name == "value":
@@ -96,6 +98,8 @@ def call_by_schema(sketch: Sketch, name: str) -> fx.Node:
             value = plain.get(kind, "floor" if "str" in kind else None)
             if argument.name == "dtype":
                 value = torch.float32
+            if name == "bitwise_and.Scalar":
+                value = True
             if name == "bitwise_and.Scalar":
                 value = True
         if argument.kwarg_only:
@@ -151,6 +155,8 @@ def test_pooling_passes_channels(name: str) -> None:
         value = sketch.call(target_of(name), value, None, False, [2.0] * spatial)
     else:
         size = [2] * spatial if spatial < 3 else [1, 2, 2]
+        if "_pad" in name:
+            size = [0, 1] * spatial if spatial < 3 else [0, 1, 0, 1, 0, 0]
         if "_pad" in name:
             size = [0, 1] * spatial if spatial < 3 else [0, 1, 0, 1, 0, 0]
         value = sketch.call(target_of(name), value, size)
@@ -358,7 +364,7 @@ def test_the_rules_of_this_file_and_of_the_traps_are_all_there_are() -> None:
         grid_sample spectrum complex_from_pairs pairs_from_complex several_fixed cell vector_product tensordot bilinear
         cosine_similarity distances diagonal broadcast_tensors
         elementwise arithmetic same_as_input reduction pool1d pool2d pool3d whole triangle position channel_shuffle
-        repeat repeat_interleave pad roll move_dims slice_ narrow unbind select index index_select factory expand
+        repeat repeat_interleave pad roll along move_dims slice_ narrow unbind select index index_select factory expand
         expand_as view_as fixed matmul addmm outer linear einsum convolution per_channel group_norm last_dims view
         flatten unflatten pixel_shuffle pixel_unshuffle unsqueeze squeeze cat stack split glu attention weight_norm
         embedding
