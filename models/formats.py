@@ -76,6 +76,8 @@ TAR = Format("a tar archive", _magic(b"ustar", at=257), _suffixes("tar", "mar"),
 _PT2_MEMBER = re.compile(r"[^/]+/(data/(weights|constants)/|models/|archive_format$)")
 LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 """How torch.save began a file before torch 1.6: a pickle of its magic number."""
+PACKED = b'{"__metadata__":{"modelpress-packed"'
+"""How the header of the export format `safetensors` begins."""
 _UNPACK = "Unpack it and send the file inside"
 FORMATS: tuple[Format, ...] = (
     ZIP,
@@ -111,6 +113,12 @@ FORMATS: tuple[Format, ...] = (
         _magic(b"version https://git-lfs"),
         _suffixes("pt2", "npz", "zip", "onnx", "safetensors", "bin"),
         "Run `git lfs pull` and send the real file",
+    ),
+    Format(
+        "a packed file of modelpress",
+        lambda head, size: _is_safetensors(head, size) and head[8:].startswith(PACKED),
+        SAFETENSORS.suffixes,
+        "Open it with `modelpress.load` and send what `modelpress.prepare` makes of that",
     ),
     SAFETENSORS,
     ONNX,

@@ -33,6 +33,7 @@ def rows(report: Json) -> list[tuple[str, str, str, str]]:
         lines.append(("agreement with original", "", f"{agreement['value']:.4f}", ""))
     for name, label, form in (
         ("parameters", "parameters", "{:,}"),
+        ("nonzero_parameters", "of these not zero", "{:,}"),
         ("macs", "MACs per sample", "{:,}"),
         ("file_size_bytes", "file size, bytes", "{:,}"),
         ("peak_memory_bytes", "peak memory, bytes", "{:,}"),

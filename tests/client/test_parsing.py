@@ -105,9 +105,11 @@ def test_a_jobs_error_is_told_with_where_and_the_hint_once() -> None:
 def test_the_comparison_shows_what_was_measured_and_leaves_out_what_was_not() -> None:
     before = {"metrics": {"accuracy": {"value": 0.98, "n": 500, "split": "test"}}, "parameters": 1000, "macs": 4000}
     after = {"metrics": {"accuracy": {"value": 0.97, "n": 500, "split": "test"}}, "parameters": 250, "macs": 8000}
+    before, after = before | {"nonzero_parameters": 1000}, after | {"nonzero_parameters": 50}
     assert rows({"original": before, "compressed": after | {"file_size_bytes": None}}) == [
         ("accuracy (test, n=500)", "0.9800", "0.9700", "-0.0100"),
         ("parameters", "1,000", "250", "4.00x less"),
+        ("of these not zero", "1,000", "50", "20.00x less"),
         ("MACs per sample", "4,000", "8,000", "2.00x more"),
     ]
 

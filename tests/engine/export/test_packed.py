@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, fx, nn
 
 from models.errors import Code, Failure
+from models.formats import HEAD_BYTES, sniff_network
 from models.report import Verification
 from models.spec import QuantizeStep, SparsifyStep
 from tests.engine.subjects import dataset_for, lifted, run_in, subject_of
@@ -179,6 +180,18 @@ def test_what_is_stored_whole_is_read_by_any_safetensors_reader(tmp_path: Path) 
         assert torch.equal(file.get_tensor("fc.bias"), subject.graph.get_parameter("fc.bias"))
         assert "layer3.1.conv2.weight.mask" in file.keys()  # noqa: SIM118
         assert json.loads(file.metadata()["modelpress-packed"])["layout"] == 1
+
+
+def test_an_upload_of_one_is_refused_with_the_way_back(tmp_path: Path) -> None:
+    subject = sparse("gru", tmp_path)
+    export_packed(subject.graph, subject, tmp_path / "model.safetensors")
+    content = (tmp_path / "model.safetensors").read_bytes()
+    with pytest.raises(Failure) as caught:
+        sniff_network(content[:HEAD_BYTES], len(content), "model.safetensors")
+    assert caught.value.message == (
+        "the file is a packed file of modelpress. Open it with `modelpress.load` and send what `modelpress.prepare` "
+        "makes of that."
+    )
 
 
 def test_the_same_network_gives_the_same_bytes(tmp_path: Path) -> None:
