@@ -14,10 +14,13 @@ import pytest
 from deploy.temporary import temporary_service
 from tests.engine.ingest.archives import good_archive
 from tests.engine.ingest.corpus import CORPUS
+from tests.engine.ingest.named.checkpoints import CHECKPOINTS
 
 PATIENCE = 240.0
-UPLOADED = CORPUS if os.environ.get("MODELPRESS_SWEEPS") == "full" else CORPUS[::5]
+FULL = os.environ.get("MODELPRESS_SWEEPS") == "full"
 """Each file costs the start of an engine; `make canaries` sends all of them."""
+UPLOADED = CORPUS if FULL else CORPUS[::5]
+WEIGHTS = CHECKPOINTS if FULL else CHECKPOINTS[::20]
 
 
 @pytest.fixture
@@ -73,3 +76,23 @@ def test_crafted_files_are_rejected_or_defused_and_no_canary_is_touched(client: 
     after = _hashes(blobs)
     assert all(after[name] == digest == name for name, digest in before.items())
     assert list((tmp_path / "data" / "work").glob("worker-*/run-*")) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_crafted_weights_are_rejected_under_a_name_and_no_canary_is_touched(
+    client: httpx.Client, tmp_path: Path
+) -> None:
+    canaries = tmp_path / "canaries"
+    canaries.mkdir()
+    codes: dict[str, str] = {}
+    for crafted in WEIGHTS:
+        content = crafted.make(canaries / crafted.name)
+        answer = client.post("/models", params={"arch": "timm/resnet10t"}, content=content)
+        if answer.status_code == 201:
+            codes[crafted.name] = _inspected(client, answer.json()["id"])["error"]["code"]
+        else:
+            assert 400 <= answer.status_code < 500, (crafted.name, answer.text)
+            codes[crafted.name] = answer.json()["code"]
+    assert codes == {crafted.name: crafted.code for crafted in WEIGHTS}
+    assert list(canaries.iterdir()) == []

@@ -194,6 +194,12 @@ def test_a_deployment_without_timm_says_so(small: nn.Module, tmp_path: Path, mon
     assert caught.value.code == "unsupported_here"
 
 
+def test_a_size_the_network_cannot_take_is_refused_with_the_line_that_says_so(tmp_path: Path) -> None:
+    save_file(timm_network("halonet26t").state_dict(), tmp_path / "x")
+    with pytest.raises(Failure, match=r"% self\.block_size == 0"):
+        read_network(tmp_path / "x", ReadOptions(arch="timm/halonet26t", input_shape=("1,3,72,72",)))
+
+
 def test_integers_for_weights_are_a_network_that_is_quantized_already(small: nn.Module, tmp_path: Path) -> None:
     state = {k: v.to(torch.int8) if v.dim() == 4 else v for k, v in small.state_dict().items()}
     save_file(state, tmp_path / "x")

@@ -7,6 +7,7 @@ import inspect
 import io
 import logging
 import math
+import traceback
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from torch.export import Dim, ShapesCollection
 from models.inspection import Notice
 from worker.engine.ingest.rejected import rejected
 
+_TORCH = str(Path(torch.__file__).parent)
 MAXIMUM_BUFFER_BYTES = 1 << 30
 """Of what a network computes from its settings and does not store: position tables, attention masks."""
 MAXIMUM_SAMPLE_BYTES = 256 << 20
@@ -67,8 +69,7 @@ def export(built: Built, title: str, path: Path) -> None:
         try:
             program = torch.export.export(module, inputs, dynamic_shapes=free_batch)
         except Exception as error:  # torch.export raises anything, from its own errors to those of the network's code
-            reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-            raise rejected(f"{title} cannot be exported for inputs of {_shapes(built)}: {reason[:300]}") from error
+            raise rejected(f"{title} cannot be exported for inputs of {_shapes(built)}: {_reason(error)}") from error
         program.example_inputs = None
         torch.export.save(program, path)
 
@@ -84,6 +85,13 @@ def _forward(module: nn.Module, names: tuple[str, ...], outputs: tuple[str, ...]
     arguments = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
     forward.__signature__ = inspect.Signature(arguments)  # type: ignore[attr-defined]
     return forward
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what it says, or else the network's own line that led to it."""
+    said = next(iter(str(error).strip().splitlines()), "")
+    lines = [frame.line for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(_TORCH)]
+    return said[:300] or f"{type(error).__name__} at `{lines[-1]}`"[:300]
 
 
 def _shapes(built: Built) -> str:
