@@ -24,7 +24,7 @@ class Objective:
 
     `output` is the position of the output that counts; `probabilities`: it ends in a softmax or sigmoid, which is
     undone first. `scales` has, for each output, the variance that squared errors are divided by; None leaves the
-    output out (it is not floating-point). `weight` is the share of distillation when `kind` is both.
+    output out (it is not floating-point). `score_scale` is that of the output that counts with its end undone. `weight` is the share of distillation when `kind` is both.
     """
 
     kind: LossKind
@@ -32,6 +32,7 @@ class Objective:
     output: int
     probabilities: bool
     scales: tuple[float | None, ...]
+    score_scale: float
     weight: float
     temperature: float
 
@@ -58,7 +59,7 @@ class Objective:
         where classes are told apart: Ba and Caruana, 2014), which is the divergence of two normal distributions; the
         noise is theirs. So the expectation of this gradient is the gradient of that loss, and where that is zero the
         expectation of its square is the diagonal of the loss's second derivative, the Fisher information (Martens,
-        JMLR 2020, section 5). Unlike that of sampled classes it does not vanish where the network is sure.
+        2020). Unlike that of sampled classes it does not vanish where the network is sure.
         A scalar, the mean over samples; `draw` is a CPU generator.
         """
         parts = []
@@ -68,7 +69,7 @@ class Objective:
                 continue
             if position == self.output and self.probabilities:
                 own, wanted = (as_logits(value.float(), self.task, True) for value in (own, wanted))
-                scale = _variance(wanted)
+                scale = self.score_scale
             noise = torch.randn(wanted.shape, generator=draw).to(own.device)
             spread = math.sqrt(floating * scale * wanted.numel() / len(wanted))
             parts.append(F.mse_loss(own.float(), wanted.float() + spread * noise) / (2.0 * scale))
@@ -105,12 +106,14 @@ def objective_for(
             "No output of the network is floating-point, so nothing can be learnt from it; export the network without "
             "the argmax at its end.",
         )
+    probabilities = gives_probabilities(teacher[output], task)
     return Objective(
         kind=kind,
         task=task,
         output=output,
-        probabilities=gives_probabilities(teacher[output], task),
+        probabilities=probabilities,
         scales=tuple(_variance(value) if value.is_floating_point() else None for value in teacher),
+        score_scale=_variance(as_logits(teacher[output].float(), task, probabilities)),
         weight=weight,
         temperature=temperature,
     )

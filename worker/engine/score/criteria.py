@@ -52,7 +52,7 @@ def _norm(slices: Slices, _: Moments) -> Scores:
 
 
 def _lamp(weight: Tensor, _: Moments) -> Tensor:
-    """w² over the sum of the squares of all weights of the tensor that are not smaller (Lee et al., equation 1)."""
+    """w² over the sum of the squares of all weights of the tensor that are not smaller (Lee et al., 2021)."""
     squares = weight.double().square().flatten()
     return _share_of_the_larger(squares).reshape(weight.shape)
 
@@ -72,7 +72,7 @@ def _share_of_the_larger(squares: Tensor) -> Tensor:
 
 def _geometric_median(slices: Slices, _: Moments) -> Scores:
     """The distances from a unit's vector to those of all units of its group, added up: the vector nearest to the
-    geometric median is the one that the others can stand in for (He et al., equations 3 to 5)."""
+    geometric median is the one that the others can stand in for (He et al., 2019)."""
     vectors = slices.vectors()
     products = torch.zeros(slices.count, slices.count, dtype=torch.float64, device=vectors.device)
     width = max(1, LARGEST_BLOCK // slices.count)
@@ -91,19 +91,19 @@ def _gradient(_: Tensor, moments: Moments) -> Tensor:
 
 def _taylor(weight: Tensor, moments: Moments) -> Tensor:
     """E|w g|: to first order, how far the loss of a sample moves when the weight is set to zero (Molchanov et al.,
-    2019, equation 7, whose square they take)."""
+    2019, who take its square)."""
     return weight.abs() * _needed(moments.magnitude)
 
 
 def _hessian(weight: Tensor, moments: Moments) -> Tensor:
-    """½ w² E[g²]: the saliency of Optimal Brain Damage (LeCun et al., 1989, equation 5) with the diagonal of the
+    """½ w² E[g²]: the saliency of Optimal Brain Damage (LeCun et al., 1989) with the diagonal of the
     Fisher information in the place of the Hessian's."""
     return 0.5 * weight.square() * _needed(moments.square)
 
 
 def _fisher(slices: Slices, moments: Moments) -> Scores:
     """½ E[(Σ w g)²]: a unit's weights go together, so their effects on a sample's loss add up before they are squared
-    (Theis et al., 2018, equation 10; Molchanov et al., 2019, equation 8)."""
+    (Theis et al., 2018; the joint importance of Molchanov et al., 2019)."""
     if slices.dim not in moments.joint:
         raise ValueError("this criterion needs gradients that were not gathered")
     own = slices.places < slices.count
