@@ -24,7 +24,8 @@ class Objective:
 
     `output` is the position of the output that counts; `probabilities`: it ends in a softmax or sigmoid, which is
     undone first. `scales` has, for each output, the variance that squared errors are divided by; None leaves the
-    output out (it is not floating-point). `score_scale` is that of the output that counts with its end undone. `weight` is the share of distillation when `kind` is both.
+    output out (it is not floating-point). `score_scale` is that of the output that counts with its end undone.
+    `weight` is the share of distillation when `kind` is both.
     """
 
     kind: LossKind
