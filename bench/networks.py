@@ -1,8 +1,8 @@
 """Half of the channels of every group, on every architecture of the conformance suite: ours and Torch-Pruning.
 
-Both get the network and its example inputs; Torch-Pruning is also told which layers make the outputs, which it cannot
-see. Nothing else is said about any network. Each attempt has a process of its own, so that one which hangs or crashes
-stops nothing.
+Both get the network and its example inputs; Torch-Pruning is also told which layers to leave whole: those that ours
+does, such as the last ones. Nothing else is said about any network. Each attempt has a process of its own, so that one
+which hangs or crashes stops nothing.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ from worker.engine.graph.lift import lift
 from worker.engine.graph.maskcheck import TOLERANCE, prove
 from worker.engine.ingest.read import read_network
 
-CAP_SECONDS = 120
+CAP_SECONDS = 300
 _START = multiprocessing.get_context("fork")
 
 
 @dataclass(frozen=True)
 class Outcome:
     """`left` is the share of parameters that are left, `seconds` how long the analysis took. `broken`: why it does not
-    work. `outputs`: layers that make the outputs, where they are known."""
+    work. `whole`: layers that keep all their channels."""
 
     left: float | None = None
     seconds: float | None = None
     broken: str | None = None
-    outputs: tuple[str, ...] = ()
+    whole: tuple[str, ...] = ()
 
 
 def networks(console: Console, jobs: int = 1, names: Sequence[str] = tuple(ARCHITECTURES)) -> None:
@@ -63,7 +63,7 @@ def networks(console: Console, jobs: int = 1, names: Sequence[str] = tuple(ARCHI
 
 def _both(name: str) -> tuple[Outcome, Outcome]:
     own = _alone(lambda: _ours(ARCHITECTURES[name]))
-    return own, _alone(lambda: _theirs(ARCHITECTURES[name], own.outputs))
+    return own, _alone(lambda: _theirs(ARCHITECTURES[name], own.whole))
 
 
 def _ours(build: Build) -> Outcome:
@@ -82,20 +82,20 @@ def _ours(build: Build) -> Outcome:
     difference = prove(before, channels, removed, graph, inputs)
     problem = None if difference <= TOLERANCE else f"{difference} off the masked network"
     problem = problem or _problem(before, graph, inputs)
-    return Outcome(parameters(graph) / whole, seconds, problem, _output_layers(channels))
+    return Outcome(parameters(graph) / whole, seconds, problem, _whole_layers(channels))
 
 
-def _theirs(build: Build, outputs: Sequence[str]) -> Outcome:
+def _theirs(build: Build, kept: Sequence[str]) -> Outcome:
     torch.manual_seed(0)
     module, inputs = build()
     before, _ = build()
     whole = parameters(module)
-    seconds = halve(module, inputs, outputs)
+    seconds = halve(module, inputs, kept)
     return Outcome(parameters(module) / whole, seconds, _problem(before, module, inputs))
 
 
-def _output_layers(channels: Channels) -> tuple[str, ...]:
-    return tuple(layer.name for layer in channels.layers if (layer.frozen or "").startswith("feeds the output"))
+def _whole_layers(channels: Channels) -> tuple[str, ...]:
+    return tuple(layer.name for layer in channels.layers if layer.frozen is not None)
 
 
 def _problem(before: nn.Module, after: nn.Module, inputs: tuple[Tensor, ...]) -> str | None:

@@ -13,6 +13,9 @@ from torch import Tensor, nn
 STEPS = 100
 """In how many steps one ranking over the network goes towards its end; it stops where enough is gone."""
 
+BATCH = 16
+"""Samples whose losses are differentiated one by one through one graph: each takes as long as all together."""
+
 IMPORTANCE: dict[str, Callable[[], Any]] = {
     "random": tp.importance.RandomImportance,
     "l1": lambda: tp.importance.GroupMagnitudeImportance(p=1),
@@ -26,10 +29,10 @@ IMPORTANCE: dict[str, Callable[[], Any]] = {
 """Their importances by our names, with their defaults."""
 
 
-def halve(module: nn.Module, inputs: tuple[Tensor, ...], outputs: Sequence[str]) -> float:
-    """Half of the channels of every group, in place; the seconds its analysis took. `outputs` are layers to keep."""
+def halve(module: nn.Module, inputs: tuple[Tensor, ...], kept: Sequence[str]) -> float:
+    """Half of the channels of every group, in place, but for the layers `kept`; the seconds its analysis took."""
     began = time.perf_counter()
-    pruner = _pruner(module, inputs, outputs, IMPORTANCE["l2"](), ratio=0.5, whole=False, steps=1)
+    pruner = _pruner(module, inputs, kept, IMPORTANCE["l2"](), ratio=0.5, whole=False, steps=1)
     seconds = time.perf_counter() - began
     pruner.step()
     return seconds
@@ -38,19 +41,19 @@ def halve(module: nn.Module, inputs: tuple[Tensor, ...], outputs: Sequence[str])
 def prune(
     module: nn.Module,
     inputs: tuple[Tensor, ...],
-    outputs: Sequence[str],
+    kept: Sequence[str],
     criterion: str,
     samples: tuple[Tensor, Tensor],
     enough: Callable[[nn.Module], bool] | None,
 ) -> None:
     """By one criterion, in place: half of the channels of every group, or by one ranking over the network until
-    `enough` are gone. `samples` are inputs and classes for criteria that need gradients."""
+    `enough` are gone, but for the layers `kept`. `samples` are inputs and classes for criteria that need gradients."""
     importance = IMPORTANCE[criterion]()
     _differentiate(module, importance, samples)
     if enough is None:
-        _pruner(module, inputs, outputs, importance, ratio=0.5, whole=False, steps=1).step()
+        _pruner(module, inputs, kept, importance, ratio=0.5, whole=False, steps=1).step()
     else:
-        pruner = _pruner(module, inputs, outputs, importance, ratio=1.0, whole=True, steps=STEPS)
+        pruner = _pruner(module, inputs, kept, importance, ratio=1.0, whole=True, steps=STEPS)
         while not enough(module) and pruner.current_step < STEPS:
             pruner.step()
     module.zero_grad()
@@ -59,7 +62,7 @@ def prune(
 def _pruner(
     module: nn.Module,
     inputs: tuple[Tensor, ...],
-    outputs: Sequence[str],
+    kept: Sequence[str],
     importance: Any,
     ratio: float,
     *,
@@ -74,7 +77,7 @@ def _pruner(
         global_pruning=whole,
         pruning_ratio=ratio,
         iterative_steps=steps,
-        ignored_layers=[layers[name] for name in outputs if name in layers],
+        ignored_layers=[layers[name] for name in kept if name in layers],
         in_channel_groups={},
         out_channel_groups={},
         num_heads={},
@@ -86,10 +89,11 @@ def _differentiate(module: nn.Module, importance: Any, samples: tuple[Tensor, Te
     x, y = samples
     if isinstance(importance, tp.importance.GroupHessianImportance):
         importance.zero_grad()
-        for loss in nn.functional.cross_entropy(module(x), y, reduction="none"):
-            module.zero_grad()
-            loss.backward(retain_graph=True)
-            importance.accumulate_grad(module)
+        for some, classes in zip(x.split(BATCH), y.split(BATCH), strict=True):
+            for loss in nn.functional.cross_entropy(module(some), classes, reduction="none"):
+                module.zero_grad()
+                loss.backward(retain_graph=True)
+                importance.accumulate_grad(module)
     elif isinstance(importance, tp.importance.GroupTaylorImportance):
         module.zero_grad()
         torch.autograd.backward(nn.functional.cross_entropy(module(x), y))
