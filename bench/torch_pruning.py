@@ -89,7 +89,7 @@ def _differentiate(module: nn.Module, importance: Any, samples: tuple[Tensor, Te
     x, y = samples
     if isinstance(importance, tp.importance.GroupHessianImportance):
         importance.zero_grad()
-        for some, classes in zip(x.split(BATCH), y.split(BATCH), strict=True):
+        for some, classes in zip(torch.split(x, BATCH), torch.split(y, BATCH), strict=True):
             for loss in nn.functional.cross_entropy(module(some), classes, reduction="none"):
                 module.zero_grad()
                 loss.backward(retain_graph=True)
