@@ -66,6 +66,17 @@ def _written_slices(net: Net, x: Tensor) -> Tensor:
     return net.head(net.b(z))
 
 
+def _every_other(net: Net, x: Tensor) -> Tensor:
+    y = net.a(x)
+    even, odd = y[:, ::2], y[:, 1::2]
+    return net.head(torch.cat([even, odd + net.b(even)], 1))
+
+
+def _mirrored(net: Net, x: Tensor) -> Tensor:
+    y = net.a(x)
+    return net.head(net.b(y.flip(1)) + y[:, :6].flip((1, 2)))
+
+
 def _largest(net: Net, x: Tensor) -> Tensor:
     y = net.a(x)
     return net.head(y * torch.max(y, 1, keepdim=True)[0])
@@ -89,6 +100,8 @@ SHAPED: dict[str, tuple[Net, int]] = {
     "a scale from the input": (Net(_scaled_by_input, a=conv(3, 8), b=conv(8, 8), head=head(8)), 16),
     "a computed constant": (Net(_beside_constants, a=conv(3, 8), head=head(8)), 8),
     "slices written to": (Net(_written_slices, a=conv(3, 8), b=conv(8, 6), head=head(6)), 14),
+    "every other channel": (Net(_every_other, a=conv(3, 8), b=conv(4, 4), head=head(8)), 8),
+    "channels mirrored": (Net(_mirrored, a=conv(3, 8), b=conv(8, 6), head=head(6)), 8),
     "the largest channel": (Net(_largest, a=conv(3, 8), head=head(8)), 8),
     "a kernel a sample": (
         Net(
@@ -128,6 +141,18 @@ def test_rolled_channels_go_with_what_they_meet(tmp_path: Path) -> None:
     assert [(group.layers, len(group.units)) for group in halved.channels.groups] == [(("a", "b"), 9)]
 
 
+def test_every_other_channel_of_a_tensor_that_is_written_to_stays(tmp_path: Path) -> None:
+    def function(net: Net, x: Tensor) -> Tensor:
+        y = net.a(x)
+        y[:, ::2] *= 2.0
+        return net.head(y)
+
+    subject = lifted(randomised(Net(function, a=conv(3, 8), head=head(8))), (IMAGE,), tmp_path)
+    frozen = next(layer for layer in analyse(subject.graph, (IMAGE,)).layers if layer.name == "a").frozen
+    assert frozen is not None
+    assert frozen.endswith("which shows every other channel of a tensor that is written to")
+
+
 def test_an_operator_in_place_along_channels_keeps_them(tmp_path: Path) -> None:
     def function(net: Net, x: Tensor) -> Tensor:
         return net.head(net.a(x).mul_(torch.cat([x, x, x[:, :2]], 1)).cumsum(1))
@@ -150,16 +175,18 @@ def test_what_is_added_from_the_input_keeps_its_channels(tmp_path: Path) -> None
     )
 
 
-def table_network(order: Tensor) -> Net:
+def table_network(order: Tensor, how: str = "index_select") -> Net:
     def function(net: Net, x: Tensor) -> Tensor:
-        return net.head(net.b(net.a(x).index_select(1, net.order)))
+        y = net.a(x)
+        return net.head(net.b(y.index_select(1, net.order) if how == "index_select" else y[:, net.order]))
 
     return Net(function, a=conv(3, 8), b=conv(len(order), 6), order=order, head=head(6))
 
 
+@pytest.mark.parametrize("how", ["index_select", "index"])
 @pytest.mark.parametrize("order", [[7, 2, 0, 5, 1, 3, 6, 4], [0, 0, 3, 3, 5], [6, 1]])
-def test_a_table_of_channels_is_written_anew(order: list[int], tmp_path: Path) -> None:
-    subject = lifted(randomised(table_network(torch.tensor(order))), (IMAGE,), tmp_path)
+def test_a_table_of_channels_is_written_anew(order: list[int], how: str, tmp_path: Path) -> None:
+    subject = lifted(randomised(table_network(torch.tensor(order), how)), (IMAGE,), tmp_path)
     halved = halve_and_prove(subject.graph, (IMAGE,))
     assert [len(group.units) for group in halved.channels.groups if "b" in group.layers] == [6]
 

@@ -194,7 +194,7 @@ def test_pooling_passes_channels(name: str) -> None:
         ("movedim.int", (1, 1), 8),
         ("swapaxes.default", (2, 3), 8),
         ("slice.Tensor", (1, 2, 7), 8),  # five that are used, three that nobody reads
-        ("slice.Tensor", (1, 0, 8, 2), 0),
+        ("slice.Tensor", (1, 1, 8, 3), 8),
         ("narrow.default", (1, 3, 5), 8),
         ("diff.default", (1, 1), 0),
         ("topk.default", (2, 1), 8),
@@ -364,7 +364,7 @@ def test_the_rules_of_this_file_and_of_the_traps_are_all_there_are() -> None:
         grid_sample spectrum complex_from_pairs pairs_from_complex several_fixed cell vector_product tensordot bilinear
         cosine_similarity distances diagonal broadcast_tensors
         elementwise arithmetic same_as_input reduction pool1d pool2d pool3d whole triangle position channel_shuffle
-        repeat repeat_interleave pad roll along move_dims slice_ narrow unbind select index index_select factory expand
+        repeat repeat_interleave pad roll flip along move_dims slice_ narrow unbind select index index_select factory expand
         expand_as view_as fixed matmul addmm outer linear einsum convolution per_channel group_norm last_dims view
         flatten unflatten pixel_shuffle pixel_unshuffle unsqueeze squeeze cat stack split glu attention weight_norm
         embedding

@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from worker.engine.graph.labels import Axes, Axis, Indices, Refusal, Value
+from worker.engine.graph.ops.aliases import is_written_after
 from worker.engine.graph.ops.call import Call, arguments_of, set_argument
 from worker.engine.graph.ops.elementwise import broadcast
 from worker.engine.graph.ops.pick import pick, table_of
@@ -78,10 +79,20 @@ def slice_(call: Call) -> Axes:
             raise Refusal("slices channels at a place computed while running")
         if call.result_sizes[dim] != call.sizes("self")[dim]:
             call.steady(call.argument("self"), dim)
-        if bounds[2] != 1:
-            raise Refusal("takes every other channel")
-        axes[dim] = _part(call, axes[dim], *bounds[:2])
+        if bounds[2] == 1:
+            axes[dim] = _part(call, axes[dim], *bounds[:2])
+        elif is_written_after(call.node):
+            raise Refusal("shows every other channel of a tensor that is written to")
+        else:
+            axes[dim] = axes[dim][_stepped(call.node)]
     return axes
+
+
+def _stepped(node: fx.Node) -> Indices:
+    """The positions that a slice with steps takes."""
+    arguments = arguments_of(node)
+    positions = np.arange(sizes_of(arguments["self"])[arguments["dim"]])
+    return positions[arguments["start"] : arguments["end"] : arguments["step"]]
 
 
 def _part(call: Call, axis: Axis, start: int | None, end: int | None) -> Axis:
@@ -100,6 +111,9 @@ def rewrite_slice(node: fx.Node, remaining: Remaining) -> None:
     dim = arguments["dim"] % len(before)
     axis = remaining.axes(arguments["self"])[dim]
     if axis is None or not remaining.shrinks(axis):
+        return
+    if arguments["step"] != 1:
+        pick(node, remaining, arguments["self"], dim, _stepped(node))
         return
     start, end, _ = slice(arguments["start"], arguments["end"]).indices(before[dim])
     start, end = remaining.count(axis[:start]), remaining.count(axis[:end])
@@ -143,7 +157,8 @@ def unbind(call: Call) -> Value:
 
 
 def index(call: Call) -> Axes:
-    """Indexing by integer tensors: indexed dimensions stay whole, the others keep their labels.
+    """Indexing by integer tensors: indexed dimensions stay whole, the others keep their labels, and so does one
+    that is taken in the order of a table that the network holds.
 
     The result's new dimensions stand where the indices stood, or first when these are not neighbours.
     """
@@ -152,6 +167,12 @@ def index(call: Call) -> Axes:
     nodes = [(place, node) for place, node in enumerate(indices) if node is not None]
     if not nodes or any(_is_mask(node) for _, node in nodes):
         raise Refusal("indexes with a mask")
+    place, table = _ordered(call.node)
+    axis = axes[place]
+    if table is not None and axis is not None:
+        call.steady(call.argument("self"), place)
+        axes[place] = axis[table]
+        return axes
     for _, node in nodes:
         call.labels.freeze_value(call.values[node], "is an index")
     for place, _ in nodes:
@@ -161,6 +182,18 @@ def index(call: Call) -> Axes:
     rest = [axis for place, axis in enumerate(axes) if place not in places]
     at = places[0] if places == list(range(places[0], places[-1] + 1)) else 0
     return [*rest[:at], *new, *rest[at:]]
+
+
+def rewrite_index(node: fx.Node, remaining: Remaining) -> None:
+    place, table = _ordered(node)
+    if table is not None:
+        pick(node, remaining, arguments_of(node)["self"], place, table)
+
+
+def _ordered(node: fx.Node) -> tuple[int, Indices | None]:
+    """The only index, if it is a row of positions that the network holds, after the dimension that it orders."""
+    given = [(place, index) for place, index in enumerate(arguments_of(node)["indices"]) if index is not None]
+    return (given[0][0], table_of(given[0][1])) if len(given) == 1 else (0, None)
 
 
 def _is_mask(node: fx.Node) -> bool:
@@ -221,8 +254,16 @@ def along(call: Call) -> Axes:
     return axes
 
 
+def flip(call: Call) -> Axes:
+    axes = call.operand("self")
+    for dim in _dims(call, len(axes)):
+        axis = axes[dim]
+        axes[dim] = None if axis is None else axis[::-1].copy()
+    return axes
+
+
 def whole(call: Call) -> Axes:
-    """`cumsum`, `flip`: the dimensions worked along are needed at full length, the others pass."""
+    """`cumsum`, `cumprod`: the dimensions worked along are needed at full length, the others pass."""
     return call.whole("self", _dims(call, len(call.sizes("self"))))
 
 
