@@ -35,9 +35,10 @@ def lift(program: Program) -> Subject:
             if rule is not None:
                 rule(lifter, node, complete_arguments(node))
     remove_dead_code(graph)
-    module = fx.GraphModule(_tree(graph, lifter, program.tensors), graph, "Network")
+    tensors = _beside_layers(graph, lifter, program.tensors)
+    module = fx.GraphModule(_tree(graph, lifter, tensors), graph, "Network")
     graph.lint()
-    _check_names(module, lifter.layers, program.tensors)
+    _check_names(module, lifter.layers, tensors)
     subject = Subject.of(module, program.inputs, program.outputs)
     subject.renames.update(_renames(program, module, lifter))
     return subject
@@ -101,6 +102,26 @@ def _source(value: object) -> fx.Node | None:
             break
         value = value.args[0]
     return value if isinstance(value, fx.Node) else None
+
+
+def _beside_layers(graph: fx.Graph, lifter: Lifter, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors by name, with other names for those used on their own that a layer would take for its own.
+
+    A graph that adds `fc.bias` itself has a layer `fc` without a bias, which must not find one.
+    """
+    named = dict(tensors)
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            path, _, leaf = node.target.rpartition(".")
+            layer = lifter.layers.get(path)
+            own = {} if layer is None else {**layer._parameters, **layer._buffers}
+            if leaf in own and own[leaf] is not tensors[node.target]:
+                name = f"{path}_{leaf}"
+                while name in named or name in lifter.layers:
+                    name = f"{name}_"
+                named[name] = tensors[node.target]
+                node.target = name
+    return named
 
 
 def _tree(graph: fx.Graph, lifter: Lifter, tensors: dict[str, Tensor]) -> nn.Module:
