@@ -35,8 +35,8 @@ _Rows = list[dict[str, Any]]
 
 
 def run(subject: Subject, step: SparsifyStep, run: Run) -> dict[str, Any]:
-    """Set weights of `subject.graph` to zero, add their masks to `subject.masks` and append the records that `replay`
-    repeats, one a round.
+    """Set weights of `subject.graph` to zero, add their masks to `subject.masks` and append the record that `replay`
+    repeats: that of the last round, whose masks include all before.
 
     With a schedule a state is kept after every round and every training. Once the time is up no other round begins.
     Raises `Failure`: `nothing_to_prune` when no weight can have the pattern, or none goes that was not zero already,
@@ -89,6 +89,8 @@ def _round(subject: Subject, step: SparsifyStep, run: Run, number: int) -> dict[
     before = _zeros(target.stays for target in targets)
     subject.masks |= masks
     mask_weights(subject.graph, subject.masks)
+    if number > 1:
+        _drop_last_record(subject)
     subject.records.append(Record("sparsify", {"round": number}, masks))
     zeros, weights = _zeros(masks.values()), sum(mask.numel() for mask in masks.values())
     return {
@@ -100,6 +102,12 @@ def _round(subject: Subject, step: SparsifyStep, run: Run, number: int) -> dict[
         "metric": None if step.schedule is None else _metric(subject, run),
         "training": None,
     }
+
+
+def _drop_last_record(subject: Subject) -> None:
+    """Of the round before: a checkpoint should not grow with every round."""
+    last = max(place for place, record in enumerate(subject.records) if record.step == "sparsify")
+    del subject.records[last]
 
 
 def _gradients(
