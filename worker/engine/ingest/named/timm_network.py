@@ -77,9 +77,9 @@ def _shape(options: ReadOptions, defaults: Any) -> tuple[int, ...]:
 def _classes(checkpoint: Checkpoint, defaults: Any) -> int | None:
     """The rows of the file's classifier, where timm says what it is called."""
     name = defaults.classifier if isinstance(defaults.classifier, str) else next(iter(defaults.classifier or ()), "")
-    ends = f"{name}.weight"
-    found = [tensor for each, tensor in checkpoint.tensors.items() if each == ends or each.endswith(f".{ends}")]
-    return found[0].shape[0] if name and len(found) == 1 and found[0].dim() > 0 else None
+    found = [each for each in checkpoint.tensors if f".{each}".endswith(f".{name}.weight")] if name else []
+    tensor = checkpoint.tensors[min(found, key=len)] if found else None  # inner layers may end in the same name
+    return tensor.shape[0] if tensor is not None and tensor.dim() > 0 else None
 
 
 def _create(timm: Any, name: str, settings: Mapping[str, Any]) -> nn.Module:
