@@ -364,9 +364,9 @@ def test_the_rules_of_this_file_and_of_the_traps_are_all_there_are() -> None:
         grid_sample spectrum complex_from_pairs pairs_from_complex several_fixed cell vector_product tensordot bilinear
         cosine_similarity distances diagonal broadcast_tensors
         elementwise arithmetic same_as_input reduction pool1d pool2d pool3d whole triangle position channel_shuffle
-        repeat repeat_interleave pad roll flip along move_dims slice_ narrow unbind select index index_select factory expand
-        expand_as view_as fixed matmul addmm outer linear einsum convolution per_channel group_norm last_dims view
-        flatten unflatten pixel_shuffle pixel_unshuffle unsqueeze squeeze cat stack split glu attention weight_norm
+        repeat repeat_interleave pad roll flip along move_dims slice_ narrow unbind select index index_select factory
+        expand expand_as view_as fixed matmul addmm outer linear einsum convolution per_channel group_norm last_dims
+        view flatten unflatten pixel_shuffle pixel_unshuffle unsqueeze squeeze cat stack split glu attention weight_norm
         embedding
     """
     assert {row.channels.__name__ for row in OPS.values() if row.channels is not None} == set(exercised.split())
