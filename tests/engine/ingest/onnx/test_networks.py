@@ -97,7 +97,7 @@ def test_merged_batch_normalization_is_told(tmp_path: Path) -> None:
     module, args = NETWORKS["resnet18"]()
     merged = read_network(export_onnx(module, args, tmp_path / "merged.onnx", "torchscript"))
     assert "batch_norm_merged" in [notice.code for notice in merged.warnings]
-    module, args = NETWORKS["convnext"]()
+    module, args = NETWORKS["vit"]()
     normalised = read_network(export_onnx(module, args, tmp_path / "normalised.onnx", "torchscript"))
     assert normalised.warnings == ()
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import onnx
 import torch
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped]
 from onnx import ModelProto, TypeProto, ValueInfoProto
 
 from models.inspection import Notice, TensorInfo
@@ -62,6 +62,7 @@ def read_model(content: bytes, options: ReadOptions, external: External | None) 
 
 def _check_model(model: ModelProto) -> int:
     """Refuse what stands beside the graph. Returns the opset."""
+    _check_texts(model)
     if not model.ir_version or not model.graph.node:
         raise rejected("the file is no ONNX network: it holds no graph")
     if model.functions:
@@ -80,6 +81,18 @@ def _check_model(model: ModelProto) -> int:
             "`onnx.version_converter.convert_version`"
         )
     return int(versions[0])
+
+
+def _check_texts(message: Message) -> None:
+    """Names must be text: protobuf hands bytes that are not UTF-8 through as they are."""
+    for field, value in message.ListFields():
+        if field.type == field.TYPE_MESSAGE:
+            for inner in [value] if isinstance(value, Message) else value:
+                _check_texts(inner)
+        elif field.type == field.TYPE_STRING:
+            for text in [value] if isinstance(value, str | bytes) else value:
+                if not isinstance(text, str):
+                    raise rejected(f"the file is no ONNX network: its `{field.name}` is no text")
 
 
 def _rest(info: TensorInfo) -> tuple[int, ...]:

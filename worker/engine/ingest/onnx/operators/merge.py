@@ -23,7 +23,8 @@ def merge(site: Site, left: Operand, right: Operand) -> Operand | None:
             if not (vector.trained and vector.constant):
                 continue
             if site.kind == "Add" and node.target is _A.linear.default and len(node.args) == 2:
-                if vector.tensor.shape == shape_of(node)[-1:]:
+                width = shape_of(node)[-1]
+                if vector.tensor.shape[-1:] == (width,) and vector.tensor.numel() == width:
                     return _with(node, *node.args, _attach(site, node, vector, "bias"))
             elif node.target is _A.group_norm.default and _is_of_channels(vector, shape_of(node)):
                 value, groups, weight, bias, *rest = node.args
