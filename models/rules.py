@@ -116,6 +116,8 @@ def resolve(spec: Spec, network: NetworkInspection, dataset: DatasetInspection |
     export = spec.export
     if export is None:
         export = [] if changes_nothing(steps) else ["onnx", "pt2"]
+        if any(isinstance(step, SparsifyStep) for step in steps):
+            export.append("safetensors")  # No other file gets smaller by zeros.
     return spec.model_copy(update={"preset": None, "steps": steps, "data": data, "export": export})
 
 

@@ -177,6 +177,13 @@ def test_what_is_not_said_is_filled_in_from_the_data() -> None:
         assert resolve(resolved, RESNET, data) == resolved
 
 
+def test_a_packed_file_is_among_the_files_unless_others_are_asked_for() -> None:
+    steps = [sparsify(amount=0.5)]
+    assert resolve(spec(steps), RESNET, None).export == ["onnx", "pt2", "safetensors"]
+    assert resolve(spec(steps, export=["onnx"]), RESNET, None).export == ["onnx"]
+    assert resolve(spec([PRUNE]), RESNET, None).export == ["onnx", "pt2"]
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
