@@ -133,8 +133,8 @@ class Spec(Strict):
     steps: Annotated[list[Step], Field(min_length=1, max_length=32)] | None = None
     export: Annotated[list[ExportFormat], AfterValidator(_distinct)] | None = Field(
         default=None,
-        description='Formats to write. Default: `["onnx", "pt2"]`, and `"safetensors"` where a step is `sparsify`; none '
-        "where no step changes the network.",
+        description='Formats to write. Default: `["onnx", "pt2"]`, and `"safetensors"` after `sparsify`; none where '
+        "no step changes the network.",
     )
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
     device: Device = "auto"
