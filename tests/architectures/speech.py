@@ -170,7 +170,7 @@ SPEECH: Registry = {
         num_heads=[1, 2, 4],
         depth=[1, 2, 3],
     ),
-    "vit_transformers": _vision("ViTForImageClassification", "ViTConfig", **_ENCODER, image_size=64, patch_size=16),
+    "vit_transformers": _vision("ViTForImageClassification", "ViTConfig", **_ENCODER, image_size=64, patch_size=8),
     "swin_transformers": _vision(
         "SwinForImageClassification",
         "SwinConfig",

@@ -76,10 +76,31 @@ class Channels:
 def analyse(graph: fx.GraphModule, example_inputs: tuple[Tensor, ...], attention: Attention = "heads") -> Channels:
     """Label `graph`, which must run on `example_inputs` (two samples or more). Equal graphs give equal component ids.
 
-    `attention` decides what shrinks where channels split into heads and features.
+    `attention` decides what shrinks where channels split into heads and features. Where that turns out to be stuck
+    (heads that must all stay, or only go together), the other one is tried, and the analysis that frees more is kept.
     """
     record_shapes(graph, example_inputs)
-    labels = Labels()
+    avoided: dict[str, frozenset[int]] = {}
+    best, stuck = _label(graph, attention, avoided)
+    for _ in range(_OTHER_TRIES):
+        if not stuck:
+            break
+        avoided = {name: avoided.get(name, frozenset()) | stuck.get(name, frozenset()) for name in avoided | stuck}
+        other, stuck = _label(graph, attention, avoided)
+        stuck = {name: dims for name, dims in stuck.items() if not dims <= avoided.get(name, frozenset())}
+        best = max(best, other, key=_freedom)
+    return best
+
+
+_OTHER_TRIES = 2
+
+
+def _label(
+    graph: fx.GraphModule, attention: Attention, avoided: Mapping[str, frozenset[int]]
+) -> tuple[Channels, dict[str, frozenset[int]]]:
+    """One pass over the graph that does not split channels along `avoided` dimensions, and where its own choice of a
+    dimension is stuck."""
+    labels = Labels(avoided)
     found = _Parameters(graph, labels)
     values: dict[fx.Node, Value] = {}
     restored: dict[str, Mapping[str, tuple[int, ...]]] = {}
@@ -90,7 +111,25 @@ def analyse(graph: fx.GraphModule, example_inputs: tuple[Tensor, ...], attention
     groups = _groups(graph, parameters, components, outputs)
     layers = tuple(_layer(name, units, groups, components) for name, (units, _) in outputs.items())
     by_name = {node.name: value for node, value in values.items()}
-    return Channels(graph, by_name, parameters, components, groups, layers, restored)
+    channels = Channels(graph, by_name, parameters, components, groups, layers, restored)
+    stuck = {name: frozenset({dim}) for name, dim, axis in labels.choices if _is_stuck(components, axis)}
+    return channels, stuck
+
+
+def _is_stuck(components: Components, axis: Indices) -> bool:
+    units = np.unique(components.of[axis]).tolist()
+    return len(units) == 1 or all(unit in components.frozen for unit in units)
+
+
+def _freedom(channels: Channels) -> float:
+    """How many values of parameters lie on dimensions that can shrink, once for each such dimension."""
+    free = np.zeros(len(channels.components.of), dtype=bool)
+    free[[unit for group in channels.groups if len(group.units) > 1 for unit in group.units]] = True
+    return sum(
+        tensor_named(channels.graph, name).numel() * float(free[channels.units_of(axis)].mean())
+        for name, axes in channels.parameters.items()
+        for axis in axes_of(axes)
+    )
 
 
 class _Parameters:

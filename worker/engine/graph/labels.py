@@ -35,7 +35,10 @@ class Components:
 class Labels:
     """Hands out labels and collects what is learnt about them."""
 
-    def __init__(self) -> None:
+    def __init__(self, avoided: Mapping[str, frozenset[int]] | None = None) -> None:
+        """`avoided` are dimensions, by node, along which channels that are split should not shrink."""
+        self.avoided = avoided or {}
+        self.choices: list[tuple[str, int, Indices]] = []
         self.count = 1
         self._soft: set[int] = set()
         self._ties: list[Indices] = []

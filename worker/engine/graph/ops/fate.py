@@ -21,15 +21,16 @@ _MOVES = frozenset({"permute", "transpose", "swapaxes", "t", "movedim"})
 _SPLITS = frozenset({"split", "chunk", "split_with_sizes"})
 
 
-def pick_axis(node: fx.Node, dims: list[int], attention: Attention) -> int:
+def pick_axis(node: fx.Node, dims: list[int], attention: Attention, avoided: frozenset[int]) -> int:
     """Channels were split into `dims` and could shrink along any of them: choose one.
 
-    A dimension that packs several tensors (query, key, value) is never chosen. Where attention follows, the one asked
-    for; else the largest.
+    A dimension that packs several tensors (query, key, value) is never chosen, an `avoided` one only when all are.
+    Where attention follows, the one asked for; else the largest.
     """
     fates: dict[int, Fate] = {dim: _fate(node, dim) for dim in dims}
     sizes = sizes_of(node)
     live = [dim for dim in dims if fates[dim] != "packed"] or dims
+    live = [dim for dim in live if dim not in avoided] or live
     wanted = [dim for dim in live if fates[dim] == attention]
     if wanted:
         return wanted[0]

@@ -128,10 +128,11 @@ def _split(call: Call, flat: Indices, sizes: Sizes, dims: list[int]) -> tuple[in
         rows = np.moveaxis(grid, place, 0).reshape(grid.shape[place], -1)
         if (rows == rows[:, :1]).all():  # the labels vary along this dimension only: a merge undone
             return dim, rows[:, 0].copy()
-    dim = pick_axis(call.node, dims, call.attention)
+    dim = pick_axis(call.node, dims, call.attention, call.labels.avoided.get(call.node.name, frozenset()))
     place = dims.index(dim)
     rows = np.moveaxis(grid, place, 0).reshape(grid.shape[place], -1)
     axis = rows[:, 0].copy()
+    call.labels.choices.append((call.node.name, dim, axis))
     everywhere = np.broadcast_to(axis.reshape([-1 if other == dim else 1 for other in dims]), grid.shape)
     call.tie(everywhere.reshape(-1), grid.reshape(-1))
     return dim, axis
