@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test lint image-test bench promises canaries conformance clean
+.PHONY: help demo serve test lint image-test bench promises canaries conformance real-files clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort | column -t -s "$$(printf '\t')"
@@ -54,6 +54,10 @@ canaries: $(VENV)/.dev ## upload every crafted file to the whole service; the te
 
 conformance: $(VENV)/.dev ## take every architecture through the whole engine, and print the table; ONLY="resnet* unet" takes some
 	$(BIN)/python -m tests.engine.conformance $(if $(ONLY),--only $(ONLY))
+
+real-files: $(VENV)/.dev ## download public wheels, and take the ONNX files in them through the engine
+	$(BIN)/python -m pip --disable-pip-version-check download --quiet --no-deps --dest var/wheels rapidocr-onnxruntime==1.4.4 silero-vad==6.2.3
+	$(BIN)/python -m pytest tests/engine/ingest/onnx/test_real_files.py
 
 clean: ## remove everything that was built or stored here
 	rm -rf $(VENV) var build dist *.egg-info client/*.egg-info

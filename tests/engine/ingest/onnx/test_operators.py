@@ -302,6 +302,8 @@ CASES = [
     Case("Pad", IMAGE, {}, {"pads": ints(0, 0, 1, 2, 0, 0, 0, 1), "value": fp(-2.0)}),
     Case("Pad", IMAGE, {"mode": "reflect"}, {"pads": ints(0, 0, 1, 2, 0, 0, 0, 1)}),
     Case("Pad", IMAGE, {"mode": "edge"}, {"pads": ints(0, 0, 0, 2, 0, 0, 0, 1)}),
+    Case("Pad", {"x": ["N", 6]}, {"mode": "reflect"}, {"pads": ints(0, 2, 0, 1)}),
+    Case("Pad", X, {"mode": "reflect"}, {"pads": ints(0, 0, 2, 0, 0, 3)}),
     Case("Pad", IMAGE, {"mode": "edge"}, {"pads": ints(0, 0, 2, 0, 0, 0, 1, 0)}),
     Case("Pad", X, {"mode": "wrap"}, {"pads": ints(2, 1), "axes": ints(2)}, order=("x", "pads", "", "axes"), opset=19),
     Case("Pad", IMAGE, {}, {"pads": ints(0, 0, -1, 2, 0, 0, 0, -1)}),

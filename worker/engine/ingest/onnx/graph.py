@@ -51,7 +51,6 @@ class Interpreter:
 
     def run(self, graph: GraphProto, external: External | None) -> None:
         """Translate a whole graph, whose inputs are bound. Raises `Failure`."""
-        _check_nodes(graph)
         self._uses.update(_used_names(graph))
         right_hand = _right_hands(graph)
         for initializer in graph.initializer:
@@ -170,7 +169,7 @@ _CONTROL_REFUSAL = (
 )
 
 
-def _check_nodes(graph: GraphProto, depth: int = 0) -> int:
+def check_nodes(graph: GraphProto, depth: int = 0) -> int:
     """Refuse what cannot be read whatever its arguments are, before anything is done. Returns the count of nodes."""
     if depth > MAXIMUM_DEPTH:
         raise rejected("graphs are nested too deeply")
@@ -183,7 +182,7 @@ def _check_nodes(graph: GraphProto, depth: int = 0) -> int:
             if attribute.ref_attr_name:
                 raise rejected(f"the attribute {shown(attribute.name)} refers to a function's", layer_of(node, place))
             if attribute.type == AttributeProto.GRAPH:
-                count += _check_nodes(attribute.g, depth + 1)
+                count += check_nodes(attribute.g, depth + 1)
     if count > MAXIMUM_NODES:
         raise rejected(f"the network has more than {MAXIMUM_NODES} operations")
     return count

@@ -13,7 +13,7 @@ from models.inspection import Notice, TensorInfo
 from models.reading import ReadOptions, parse_input_shape
 from worker.engine.ingest.names import safe_names
 from worker.engine.ingest.onnx.builder import Builder
-from worker.engine.ingest.onnx.graph import OLDEST_OPSET, Interpreter
+from worker.engine.ingest.onnx.graph import OLDEST_OPSET, Interpreter, check_nodes
 from worker.engine.ingest.onnx.tensors import External, dtype_of_type
 from worker.engine.ingest.parameters import check_parameters
 from worker.engine.ingest.program import Program, dtype_name
@@ -48,6 +48,7 @@ def read_model(content: bytes, options: ReadOptions, external: External | None) 
         raise rejected(f"the file is no ONNX network: {str(error)[:200]}") from error
     del content
     opset = _check_model(model)
+    check_nodes(model.graph)
     given = _inputs(model, options)
     builder = Builder(given[0].shape[0])
     inputs = [(info, builder.placeholder(info.name, getattr(torch, info.dtype), _rest(info))) for info in given]
@@ -104,6 +105,10 @@ def _inputs(model: ModelProto, options: ReadOptions) -> list[TensorInfo]:
     given = [value for value in model.graph.input if value.name not in known]
     if not given:
         raise rejected("the network has no input")
+    for value in given:
+        if value.type.tensor_type.HasField("shape") and not value.type.tensor_type.shape.dim:
+            what = f"the input {shown(value.name)} is a single number"
+            raise rejected(f"{what}; dimension 0 of every input must be the batch")
     shapes = dict(parse_input_shape(text) for text in options.input_shape)
     names = [value.name for value in given]
     if None in shapes and len(given) > 1:
@@ -140,8 +145,6 @@ def _shape(value: ValueInfoProto, said: tuple[int, ...] | None, given: list[Valu
         raise rejected(
             f"the input {name} {what}. Say them at the upload, the batch first: {_asked(given)}", value.name[:200]
         )
-    if not own:
-        raise rejected(f"the input {name} is a single number; dimension 0 of every input must be the batch")
     return own
 
 

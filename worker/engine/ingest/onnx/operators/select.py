@@ -193,9 +193,11 @@ def pad(site: Site) -> Operand:
     if mode == "constant":
         return site.emit(_A.pad.default, value, pairs, "constant", fill)
     modes = {"edge": "replicate", "reflect": "reflect", "wrap": "circular"}
-    if mode not in modes or first < 2 or (len(pairs) // 2 != rank - 2 and rank - 2 > 1 and len(pairs) // 2 > 2):
+    # torch pads the last one to three dimensions so, behind one or two others.
+    dims = next((count for count in (1, 2, 3) if count >= rank - first and rank - count in (1, 2)), None)
+    if mode not in modes or dims is None:
         raise site.refuse(f"the mode {mode!r} is not read over these dimensions")
-    pairs += [0] * (2 * (rank - 2) - len(pairs))
+    pairs += [0] * (2 * dims - len(pairs))
     return site.emit(_A.pad.default, value, pairs, modes[mode])
 
 
