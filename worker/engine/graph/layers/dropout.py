@@ -27,5 +27,6 @@ def _lift(lifter: Lifter, node: fx.Node, arguments: Arguments, kind: type[nn.Mod
         return False
     layer = node.meta.get("layer")
     module = kind(probability)
-    lifter.replace(node, lifter.add_dropout(layer or "dropout", module), arguments["input"])
+    source = arguments["input"] if "input" in arguments else arguments["self"]  # as the in-place form has it
+    lifter.replace(node, lifter.add_dropout(layer or "dropout", module), source)
     return True

@@ -10,7 +10,7 @@ from torch import fx
 from worker.engine.graph.labels import Axes, Axis, Indices
 from worker.engine.graph.ops.call import Call, arguments_of, set_argument
 from worker.engine.graph.ops.sizing import Remaining, Sizing
-from worker.engine.graph.shapes import sizes_of
+from worker.engine.graph.shapes import Sizes, sizes_of
 
 
 def convolution(call: Call) -> Axes:
@@ -102,5 +102,14 @@ def rewrite_convolution(node: fx.Node, remaining: Remaining) -> None:
 
 def convolution_cost(node: fx.Node, sizing: Sizing) -> int:
     arguments = arguments_of(node)
-    moving = arguments["input"] if "transpose" in str(node.target) else node
-    return math.prod(sizing.sizes(moving)) * math.prod(sizing.sizes(arguments["weight"])[1:])
+    weight = sizing.sizes(arguments["weight"])
+    if "transpose" in str(node.target):
+        return transposed_cost(arguments["input"], weight, sizing)
+    return math.prod(sizing.sizes(node)) * math.prod(weight[1:])
+
+
+def transposed_cost(source: fx.Node, weight: Sizes, sizing: Sizing) -> int:
+    """Every value of the input meets the kernel. Positions that a cut takes from it are put back before."""
+    spatial = len(weight) - 2
+    values = math.prod(sizing.sizes(source)[:-spatial]) * math.prod(sizes_of(source)[-spatial:])
+    return values * math.prod(weight[1:])

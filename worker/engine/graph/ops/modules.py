@@ -12,7 +12,7 @@ from torch import fx, nn
 
 from worker.engine.graph.labels import Axes, Refusal, Value
 from worker.engine.graph.ops.call import Call
-from worker.engine.graph.ops.convolve import convolve
+from worker.engine.graph.ops.convolve import convolve, transposed_cost
 from worker.engine.graph.ops.matmul import linear_map
 from worker.engine.graph.ops.normalise import fix_positions, follow_channel, follow_last, normalise_groups
 from worker.engine.graph.ops.sizing import Remaining, Sizing
@@ -63,8 +63,10 @@ def _resize_convolution(module: Any, node: fx.Node, remaining: Remaining) -> Non
 
 
 def _convolution_cost(node: fx.Node, module: Any, sizing: Sizing) -> int:
-    moving = _source(node) if module.transposed else node
-    return math.prod(sizing.sizes(moving)) * math.prod(sizing.parameter(f"{node.target}.weight")[1:])
+    weight = sizing.parameter(f"{node.target}.weight")
+    if module.transposed:
+        return transposed_cost(_source(node), weight, sizing)
+    return math.prod(sizing.sizes(node)) * math.prod(weight[1:])
 
 
 def _linear(call: Call, _: nn.Linear) -> Axes:
