@@ -232,6 +232,30 @@ def test_no_places_are_written_down_along_channels_of_all_samples(
     assert channels.groups == ()
 
 
+def test_all_of_a_dimension_that_grows_with_the_batch_is_taken_as_it_was(tmp_path: Path) -> None:
+    def function(net: Net, x: Tensor) -> Tensor:
+        y = net.a(x)
+        return net.head(net.along(y.flatten(0, 1)[:, None]).view_as(y))
+
+    net = Net(function, a=conv(3, 8), along=conv(1, 1, 3), head=head(8))
+    subject = lifted(randomised(net), (IMAGE,), tmp_path)
+    halved = halve_and_prove(subject.graph, (IMAGE,))
+    assert prove(halved.before, halved.channels, halved.removed, halved.after, (IMAGE,)) <= TOLERANCE
+    assert [len(group.units) for group in halved.channels.groups] == [8]
+
+
+def test_a_constant_that_holds_for_one_batch_size_only_is_no_proof(tmp_path: Path) -> None:
+    subject = lifted(randomised(nn.Sequential(conv(3, 8), nn.Flatten(0, 1))), (IMAGE,), tmp_path)
+    before = copy.deepcopy(subject.graph)
+    flat = next(node for node in subject.graph.graph.nodes if "flatten" in node.name)
+    with subject.graph.graph.inserting_after(flat):
+        part = subject.graph.graph.call_function(torch.ops.aten.slice.Tensor, (flat, 0, 0, 16))
+    flat.replace_all_uses_with(part, delete_user_cb=lambda user: user is not part)
+    subject.graph.recompile()
+    channels = analyse(before, (IMAGE,))
+    assert prove(before, channels, [], subject.graph, (IMAGE,)) == float("inf")
+
+
 def test_a_call_that_a_rule_does_not_expect_keeps_its_channels(tmp_path: Path) -> None:
     def function(net: Net, x: Tensor) -> Tensor:
         return net.head(net.a(x).roll(x.shape[0], 1))

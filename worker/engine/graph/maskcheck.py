@@ -19,6 +19,8 @@ from worker.engine.graph.ops.reduce import only_values_used
 
 TOLERANCE = 1e-5
 """Largest relative difference that rounding explains: single precision, sums in another order."""
+_BATCH_TOLERANCE = 1e-3
+"""Kernels differ with the batch, and some networks magnify rounding; a wrong constant does not come this close."""
 
 
 def mask_check(
@@ -54,17 +56,47 @@ def prove(
     after: fx.GraphModule,
     inputs: tuple[Tensor, ...],
 ) -> float:
-    """`mask_check` that leaves its arguments as they are, and is infinite when the cut network does not run.
+    """`mask_check` that leaves its arguments as they are, and is infinite when the cut network does not run, or when it
+    gives these samples otherwise in a larger batch.
 
     Some networks magnify rounding (one without normalisation layers was 2e-3 off its own result in double precision).
     So what fails in single precision is checked again in double, which tells rounding from a mistake.
     """
+    if not _same_in_a_larger_batch(before, after, inputs):
+        return math.inf
     found = _checked(copy.deepcopy(before), channels, removed, after, inputs)
     if found <= TOLERANCE:
         return found
     doubled = tuple(tensor.double() if tensor.is_floating_point() else tensor for tensor in inputs)
     pair = copy.deepcopy(before).double(), copy.deepcopy(after).double()
     return min(found, _checked(pair[0], channels, removed, pair[1], doubled))
+
+
+def _same_in_a_larger_batch(before: fx.GraphModule, after: fx.GraphModule, inputs: tuple[Tensor, ...]) -> bool:
+    """Whether the cut network is as true to its samples with one sample more as the uncut one is: constants that a cut
+    writes down must not hold for one batch size only."""
+    try:
+        allowed, shapes = _change_in_a_larger_batch(before, inputs)
+    except (RuntimeError, ValueError, IndexError):
+        return True  # only runs with this batch, as it did before the cut
+    try:
+        change, same_shapes = _change_in_a_larger_batch(after, inputs)
+    except (RuntimeError, ValueError, IndexError):
+        return False
+    return shapes == same_shapes and change <= max(_BATCH_TOLERANCE, 10 * allowed)
+
+
+def _change_in_a_larger_batch(
+    network: fx.GraphModule, inputs: tuple[Tensor, ...]
+) -> tuple[float, list[tuple[int, ...]]]:
+    """How far the outputs for `inputs` are from those for the same samples among one more, and these outputs' shapes."""
+    network.eval()
+    larger = tuple(torch.cat([value, value[:1]]) if value.dim() else value for value in inputs)
+    with torch.no_grad():
+        alone, among = _tensors(network(*inputs)), _tensors(network(*larger))
+    # What does not grow with the batch mixes samples and may change.
+    grown = [(a, b[: len(a)]) for a, b in zip(alone, among, strict=True) if a.dim() and b.shape[0] > a.shape[0]]
+    return max((_difference(a, b) for a, b in grown), default=0.0), [tuple(b.shape) for b in among]
 
 
 def _checked(

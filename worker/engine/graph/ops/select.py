@@ -110,7 +110,7 @@ def rewrite_slice(node: fx.Node, remaining: Remaining) -> None:
     before = sizes_of(arguments["self"])
     dim = arguments["dim"] % len(before)
     axis = remaining.axes(arguments["self"])[dim]
-    if axis is None or not remaining.shrinks(axis):
+    if axis is None or not remaining.shrinks(axis) or sizes_of(node)[dim] == before[dim]:
         return
     if arguments["step"] != 1:
         pick(node, remaining, arguments["self"], dim, _stepped(node))
