@@ -45,8 +45,8 @@ _START = multiprocessing.get_context("fork")
 
 @dataclass(frozen=True)
 class Outcome:
-    """`left` is the share of parameters that are left, `seconds` the processor time of the analysis. `broken`: why it does not
-    work. `whole`: layers that keep all their channels."""
+    """`left` is the share of parameters that are left, `seconds` the processor time of the analysis. `broken`: why it
+    does not work. `whole`: layers that keep all their channels."""
 
     left: float | None = None
     seconds: float | None = None
