@@ -98,7 +98,7 @@ def _table(rows: list[Row]) -> Table:
             _same(row.effect),
             "" if not row.losses else "no" if any("train" in problem for problem in row.problems()) else "yes",
             _same(row.pt2_difference),
-            _same(row.onnx_difference),
+            "none" if row.onnx_refused else _same(row.onnx_difference),
             f"{row.seconds:.1f}",
             escape(row.broken or ", ".join(reason for reason in row.reasons if reason != OUTPUT)),
             style="red" if row.problems(row.name in FUSED) else None,

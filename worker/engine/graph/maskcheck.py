@@ -89,7 +89,7 @@ def _same_in_a_larger_batch(before: fx.GraphModule, after: fx.GraphModule, input
 def _change_in_a_larger_batch(
     network: fx.GraphModule, inputs: tuple[Tensor, ...]
 ) -> tuple[float, list[tuple[int, ...]]]:
-    """How far the outputs for `inputs` are from those for the same samples among one more, and these outputs' shapes."""
+    """How far the outputs for `inputs` are from those of the same samples among one more, and the shapes of these."""
     network.eval()
     larger = tuple(torch.cat([value, value[:1]]) if value.dim() else value for value in inputs)
     with torch.no_grad():
