@@ -151,6 +151,19 @@ def test_what_cannot_be_reached_is_said(tmp_path: Path) -> None:
     assert "reached 83.3%" in warning.message
 
 
+def test_what_is_no_weight_of_a_layer_is_left_dense_with_the_reason(tmp_path: Path) -> None:
+    subject = subject_of("tied_language_model")
+    begun = run_in(tmp_path)
+    details = run(subject, step(amount=0.5, layers=[{"match": "[!d]*", "skip": True}]), begun)
+    assert [row["name"] for row in details["layers"]] == ["down"]
+    assert details["left_dense"]["position"] == "is not the weight of a layer"
+    assert details["left_dense"]["head.weight"] == "skipped by `layers`"
+    (warning,) = begun.warnings
+    assert warning.code == "mostly_dense"
+    assert f"Only {48 * 24 / details['parameters']:.0%} of the parameters" in warning.message
+    assert "embedding.weight" in sparsified(subject_of("lstm"), tmp_path, amount=0.5)["left_dense"]
+
+
 def test_a_network_without_a_layer_that_fits_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Failure) as caught:
         sparsified(two(tmp_path), tmp_path, pattern={"n_of_m": [1, 3]})

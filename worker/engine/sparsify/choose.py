@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx, nn
 
 from models.criteria import WeightCriterion
 from models.schedules import gone_after
@@ -34,10 +34,11 @@ class Target:
 
 
 def targets_of(subject: Subject, step: SparsifyStep) -> tuple[list[Target], dict[str, str]]:
-    """The weights that get the pattern, and of those that do not, why."""
+    """The weights that get the pattern, and of all other parameters but vectors, why they do not."""
     targets: list[Target] = []
-    dense: dict[str, str] = {}
-    for weight in sparse_weights(subject.graph):
+    weights = sparse_weights(subject.graph)
+    dense = _not_of_layers(subject.graph, weights)
+    for weight in weights:
         choice = next((choice for choice in step.layers if fnmatchcase(weight.layer, choice.match)), None)
         _, outputs, inputs = weight.matrices(weight.tensor).shape
         without_amount = not isinstance(step.pattern, NOfM) and (step.amount, step.threshold) == (None, None)
@@ -52,6 +53,16 @@ def targets_of(subject: Subject, step: SparsifyStep) -> tuple[list[Target], dict
             stays = torch.ones(weight.tensor.shape, dtype=torch.bool) if earlier is None else earlier.cpu()
             targets.append(Target(weight, choice, stays))
     return targets, dense
+
+
+def _not_of_layers(graph: fx.GraphModule, weights: Sequence[Weight]) -> dict[str, str]:
+    of_layers = {id(weight.tensor) for weight in weights}
+    reasons = {}
+    for name, parameter in graph.named_parameters():
+        if parameter.dim() > 1 and id(parameter) not in of_layers:
+            embedding = isinstance(graph.get_submodule(name.rpartition(".")[0]), nn.Embedding)
+            reasons[name] = "is looked up, not multiplied" if embedding else "is not the weight of a layer"
+    return reasons
 
 
 def choose(

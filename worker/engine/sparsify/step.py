@@ -25,6 +25,8 @@ from worker.engine.subject import Record, StepState, Subject
 
 NEAR = 0.02
 """How far the fraction reached may be from the one asked for before it is called a miss."""
+_MOST = 0.5
+"""The least share of all parameters in weights that can be sparse that is not worth a warning."""
 _MASKED = 0.2
 """Share of a round that is not training, for the progress bar."""
 _KEY = "sparsity"
@@ -168,6 +170,13 @@ def _finish(subject: Subject, step: SparsifyStep, run: Run, rows: _Rows, cut_sho
             Code.NOTHING_TO_PRUNE,
             f"No further weight would become zero: {zeros / weights:.1%} are zero already. Ask for more.",
         )
+    parameters = sum(parameter.numel() for parameter in subject.graph.parameters())
+    if weights < _MOST * parameters:
+        run.warn(
+            "mostly_dense",
+            f"Only {weights / parameters:.0%} of the parameters are in weights that could get zeros; `left_dense` in "
+            "this step's details says why the others could not.",
+        )
     missed = _missed(targets, masks, step)
     if missed is not None and not cut_short:
         run.warn("amount_not_reached", missed)
@@ -177,6 +186,7 @@ def _finish(subject: Subject, step: SparsifyStep, run: Run, rows: _Rows, cut_sho
         "asked": step.amount,
         "threshold": step.threshold,
         "reached": round(zeros / weights, 6),
+        "parameters": parameters,
         "weights": weights,
         "zeros": zeros,
         "layers": [
