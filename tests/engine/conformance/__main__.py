@@ -85,7 +85,7 @@ def _child(name: str, send: multiprocessing.connection.Connection) -> None:
 def _table(rows: list[Row]) -> Table:
     table = Table(title="half of the channels of every group cut; differences are relative")
     table.add_column("network", no_wrap=True, min_width=26)
-    for heading in ("lifted", "left", "prunable", "mask", "effect", "trains", ".pt2", "ONNX", "s"):
+    for heading in ("lifted", "left", "prunable", "mask", "original", "effect", "trains", ".pt2", "ONNX", "s"):
         table.add_column(heading, justify="right", no_wrap=True, min_width=6)
     table.add_column("what stays besides outputs, and why", overflow="ellipsis", no_wrap=True, max_width=WIDTH - 120)
     for row in rows:
@@ -95,6 +95,7 @@ def _table(rows: list[Row]) -> Table:
             _share(row.parameters_left),
             _share(row.prunable_share),
             _same(row.mask_difference),
+            _same(row.original_difference),
             _same(row.effect),
             "" if not row.losses else "no" if any("train" in problem for problem in row.problems()) else "yes",
             _same(row.pt2_difference),
