@@ -83,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--json", action="store_true", help="everything that was found, as JSON")
 
     upload = add(
-        "upload", "send a network (.pt2, .onnx; weights with --arch) or a data set (.npz, zip of image folders)"
+        "upload", "send a network (.pt2, .onnx, .tar; weights with --arch) or a data set (.npz, zip of image folders)"
     )
     upload.add_argument("file")
     upload.add_argument("--data", action="store_true", help="the file is a data set (default: by its ending)")

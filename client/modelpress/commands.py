@@ -69,7 +69,7 @@ def _reading(options: Options) -> dict[str, Any]:
 
 def upload(options: Options) -> int:
     with _client(options) as client:
-        if options.data or not (options.arch or options.file.endswith((".pt2", ".onnx", ".pt", ".pth"))):
+        if options.data or not (options.arch or options.file.endswith((".pt2", ".onnx", ".tar", ".pt", ".pth"))):
             sent = _send(client.datasets, options.file, options.name)
         else:
             sent = _send(client.models, options.file, options.name, **_reading(options))
