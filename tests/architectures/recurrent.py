@@ -300,6 +300,6 @@ RECURRENT: Registry = {
     "transformer_encoder": lambda: (randomised(EncoderOnly()), (_signal(),)),
     "detr": lambda: (randomised(Detector()), (images(64),)),
     "captioner": lambda: (randomised(Captioner()), (images(32), tokens(7))),
-    "twins": lambda: (randomised(Shared()), (_signal(), _signal().flip(0).clone())),
+    "siamese": lambda: (randomised(Shared()), (_signal(), _signal().flip(0).clone())),
     "mixture_of_experts": lambda: (randomised(MixtureOfExperts()), (_signal(),)),
 }

@@ -124,16 +124,6 @@ SPEECH: Registry = {
     ),
     "clip": _towers("CLIPModel", "CLIPConfig"),
     "siglip": _towers("SiglipModel", "SiglipConfig"),
-    "layoutlm": lambda: transformers_network(
-        "LayoutLMForTokenClassification",
-        "LayoutLMConfig",
-        {"input_ids": tokens(), "bbox": tokens()[:, :, None].expand(2, 12, 4).sort(-1).values.clone()},
-        **_ENCODER,
-        vocab_size=64,
-        max_position_embeddings=32,
-        max_2d_position_embeddings=64,
-        num_labels=5,
-    ),
     "dinov2": _vision("Dinov2ForImageClassification", "Dinov2Config", **_ENCODER, image_size=64, patch_size=16),
     "segformer": _vision(
         "SegformerForSemanticSegmentation",

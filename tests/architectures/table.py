@@ -11,7 +11,7 @@ from tests.architectures.sequence import SEQUENCE
 from tests.architectures.unusual import UNUSUAL
 
 ARCHITECTURES: Registry = {**CONVOLUTIONAL, **MOBILE, **DENSE, **UNUSUAL, **ASSORTED, **SEQUENCE}
-SAMPLE = ("mobilenetv3_small", "eca", "involution", "shared_kernel", "vit_tiny", "bert")
+SAMPLE = ("mobilenetv3_small", "eca", "involution", "shared_kernel", "vit_tiny", "bert", "llama", "lstm_projected")
 """The few that every run of the tests takes."""
 FUSED = frozenset({"conformer", "detr", "transformer", "transformer_norm_first"})
 """Those that run a fused kernel as modules and its parts once exported, which round in another order."""

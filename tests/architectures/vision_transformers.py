@@ -96,7 +96,6 @@ VISION_TRANSFORMERS: Registry = {
     ),
     "mobilevit": lambda: timm_network("mobilevit_xxs"),
     "mobilevit_v2": lambda: timm_network("mobilevitv2_050"),
-    "edgenext": lambda: timm_network("edgenext_xx_small", dims=(16, 32, 48, 64), depths=(1, 1, 1, 2)),
     "tiny_vit": lambda: timm_network("tiny_vit_5m_224", **_STAGES, window_sizes=(2, 2, 2, 2)),
     "levit": lambda: timm_network(
         "levit_128s", img_size=64, embed_dim=(32, 48, 64), key_dim=8, num_heads=(2, 4, 4), depth=(1, 1, 1)
@@ -121,11 +120,7 @@ VISION_TRANSFORMERS: Registry = {
     "nest": lambda: _class("nest", "Nest", img_size=64, embed_dims=(16, 32, 48), num_heads=(2, 4, 4), depths=(1, 1, 1)),
     "hiera": lambda: timm_network("hiera_tiny_224", img_size=64, embed_dim=16, stages=(1, 1, 1, 1), num_heads=2),
     "davit": lambda: timm_network("davit_tiny", **_STAGES, window_size=4),
-    "focalnet": lambda: _class("focalnet", "FocalNet", embed_dim=16, depths=(1, 1, 1, 1)),
     "mvit_v2": _mvit_v2,
-    "efficientvit": lambda: timm_network(
-        "efficientvit_b0", widths=(8, 16, 24, 32, 48), depths=(1, 1, 1, 1, 1), head_dim=8, head_widths=(64, 64)
-    ),
     "efficientvit_msra": lambda: timm_network("efficientvit_m0", 224),
     "nextvit": lambda: timm_network("nextvit_small", depths=(1, 1, 5, 1), stem_chs=(16, 16, 16)),
     "gcvit": lambda: _class(
@@ -137,13 +132,6 @@ VISION_TRANSFORMERS: Registry = {
         num_heads=(2, 2, 4, 4),
         window_ratio=(16, 16, 16, 32),
     ),
-    "efficientformer": lambda: timm_network(
-        "efficientformer_l1", 224, depths=(1, 1, 1, 2), embed_dims=(16, 32, 48, 64), num_vit=1
-    ),
-    "efficientformer_v2": lambda: timm_network("efficientformerv2_s0", 224, depths=(1, 1, 2, 2)),
-    "swiftformer": lambda: timm_network("swiftformer_xs", layers=(1, 1, 1, 1), embed_dims=(16, 32, 48, 64)),
-    "fastvit": lambda: timm_network("fastvit_t8", layers=(1, 1, 1, 1), embed_dims=(16, 32, 64, 128)),
-    "repvit": lambda: timm_network("repvit_m0_9", embed_dim=(16, 32, 48, 64), depth=(1, 1, 1, 1)),
     "sequencer": lambda: timm_network(
         "sequencer2d_s", img_size=64, layers=(1, 1, 1, 1), embed_dims=(16, 32, 32, 32), hidden_sizes=(8, 8, 8, 8)
     ),
