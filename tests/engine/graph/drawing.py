@@ -168,6 +168,8 @@ class Drawing:
 
     def keep(self, place: Place) -> None:
         """Let later calls take the value, as floats and combined with something that has a row a sample."""
+        if self.dtype(place).is_complex:
+            (place,) = self.call(aten.abs.default, place)
         if self.dtype(place) != torch.float32:
             place = self.call(aten.to.dtype, place, torch.float32)[0]
         shape = self.shape(place)

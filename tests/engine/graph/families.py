@@ -12,21 +12,26 @@ import torch
 
 from tests.engine.graph.drawing import Drawing, Family, Place, Unfit, target_of
 from worker.engine.graph.ops import (
+    cells,
     convolve,
     dimensions,
     elementwise,
     expand,
     matmul,
     normalise,
+    plain,
     reduce,
     reshape,
     select,
+    windows,
 )
+from worker.engine.graph.ops import gathering as gathering_rules
 from worker.engine.graph.ops.table import OPS
 
 aten = torch.ops.aten
 
 _BOOLEAN = re.compile(r"__(and|or|xor)__|bitwise_|logical_")
+_WITHIN_ONE = ("acos", "asin", "atanh", "logit")
 _PLAIN: dict[str, Any] = {"number": 0.5, "float": 0.5, "bool": False, "str": "floor", "Device": torch.device("cpu")}
 
 
@@ -34,6 +39,13 @@ def by_schema(drawing: Drawing, name: str) -> list[Place]:
     """Tensors that can be broadcast to the first one, truths where these are wanted, a plain value of its type else."""
     schema = target_of(name)._schema
     first = drawing.positive(drawing.value())
+    packet = name.split(".")[0]
+    if packet in _WITHIN_ONE:
+        (first,) = drawing.call(aten.mul.Scalar, first, 0.6)
+    if packet in ("_conj", "imag"):
+        (first,) = drawing.call(aten.complex.default, first, first)
+    if packet == "acosh":
+        (first,) = drawing.call(aten.add.Scalar, first, 1.0)
     args: list[Any] = []
     kwargs: dict[str, Any] = {"min": 0.7} if name in ("clamp.default", "clamp_.default") else {}
     for argument in schema.arguments:
@@ -51,7 +63,7 @@ def by_schema(drawing: Drawing, name: str) -> list[Place]:
         elif argument.name == "dtype":
             value = torch.float32
         else:
-            value = _PLAIN.get(kind, 2 if kind == "int" else None)
+            value = True if _BOOLEAN.match(name) else _PLAIN.get(kind, 2 if kind == "int" else None)
         if argument.kwarg_only:
             kwargs[argument.name] = value
         else:
@@ -105,6 +117,8 @@ def over_dimension(drawing: Drawing, name: str) -> list[Place]:
         return drawing.call(target_of(name), place, 2, dim)[:1]
     if packet in ("_softmax", "_log_softmax"):
         return drawing.call(target_of(name), place, dim, False)
+    if name.endswith(".stable"):
+        return drawing.call(target_of(name), place, stable=True, dim=dim)[:1]
     return drawing.call(target_of(name), place, dim=dim)[:1]
 
 
@@ -280,9 +294,10 @@ def fixed(drawing: Drawing, name: str) -> list[Place]:
         "scalar_tensor.default": (0.5,),
         "linspace.default": (0.0, 1.0, size),
         "eye.default": (size,),
+        "eye.m": (size, size),
     }
     (made,) = drawing.call(target_of(name), *given[name])
-    return drawing.call(aten.matmul.default if name == "eye.default" else aten.mul.Tensor, place, made)
+    return drawing.call(aten.matmul.default if name.startswith("eye") else aten.mul.Tensor, place, made)
 
 
 def convolution(drawing: Drawing, name: str) -> list[Place]:
@@ -411,8 +426,146 @@ def pad(drawing: Drawing, name: str) -> list[Place]:
     return drawing.call(target_of(name), place, amounts, "constant", drawing.pick([0.0, 0.0, 1.0]))
 
 
+def distances(drawing: Drawing, name: str) -> list[Place]:
+    place = drawing.value(3, 4)
+    rows = drawing.parameter(3, drawing.shape(place)[-1])
+    rest = (2.0, None) if name.startswith("_") else ()
+    return drawing.call(target_of(name), place, rows, *rest)
+
+
+def bilinear(drawing: Drawing, name: str) -> list[Place]:
+    place = drawing.value(2)
+    size = drawing.shape(place)[-1]
+    return drawing.call(target_of(name), place, place, drawing.parameter(4, size, size), None)
+
+
+def several(drawing: Drawing, name: str) -> list[Place]:
+    place = drawing.value()
+    return drawing.call(target_of(name), [place, companion(drawing, place)])
+
+
+def grid(drawing: Drawing, name: str) -> list[Place]:
+    place = drawing.value(3, 4)
+    sizes = drawing.shape(place)[-2:]
+    indexing = {"indexing": "ij"} if name.endswith("indexing") else {}
+    first, second = drawing.call(target_of(name), [drawing.parameter(size) for size in sizes], **indexing)
+    (product,) = drawing.call(aten.mul.Tensor, first, second)
+    return drawing.call(aten.add.Tensor, place, product)
+
+
+def similarity(drawing: Drawing, name: str) -> list[Place]:
+    place = drawing.value(3, 4)
+    (other,) = drawing.call(aten.mul.Tensor, place, companion(drawing, place))
+    return drawing.call(target_of(name), place, other, drawing.dimension(place))
+
+
+def diagonal(drawing: Drawing, name: str) -> list[Place]:
+    return drawing.call(target_of(name), drawing.value(3, 4), 0, -2, -1)
+
+
+def vector_product(drawing: Drawing, name: str) -> list[Place]:
+    place = drawing.value(2)
+    size = drawing.shape(place)[-1]
+    if name in ("dot.default", "vdot.default"):
+        (product,) = drawing.call(target_of(name), drawing.parameter(size), drawing.parameter(size))
+    else:
+        (product,) = drawing.call(target_of(name), place, drawing.parameter(size))
+        (product,) = drawing.call(aten.unsqueeze.default, product, 1)
+    return drawing.call(aten.mul.Tensor, place, product)
+
+
+def tensordot(drawing: Drawing, name: str) -> list[Place]:
+    place = drawing.value()
+    weight = drawing.parameter(drawing.shape(place)[-1], 4)
+    return drawing.call(target_of(name), place, weight, [len(drawing.shape(place)) - 1], [0])
+
+
+def spectrum(drawing: Drawing, name: str) -> list[Place]:
+    return drawing.call(target_of(name), drawing.value(3, 4))
+
+
+def complex_pairs(drawing: Drawing, name: str) -> list[Place]:
+    place = drawing.value()
+    size = drawing.shape(place)[-1]
+    (pairs,) = drawing.call(aten.unflatten.int, place, len(drawing.shape(place)) - 1, [size // 2, 2])
+    (made,) = drawing.call(aten.view_as_complex.default, drawing.call(aten.contiguous.default, pairs)[0])
+    return [made] if name == "view_as_complex.default" else drawing.call(target_of(name), made)
+
+
+def chosen(drawing: Drawing, place: Place, dim: int) -> Place:
+    """The first two places along a dimension, for the first sample."""
+    shape = [1] * len(drawing.shape(place))
+    shape[dim] = min(2, drawing.shape(place)[dim])
+    return drawing.buffer(torch.arange(shape[dim]).reshape(shape))
+
+
+def gathering(drawing: Drawing, name: str) -> list[Place]:
+    place = drawing.positive(drawing.value())
+    dim = drawing.dimension(place)
+    places = chosen(drawing, place, dim)
+    if name == "take_along_dim.default":
+        return drawing.call(target_of(name), place, places, dim)
+    source: tuple[Any, ...] = ()
+    if "scatter" in name:
+        source = (2.0,) if name.endswith("value") else (drawing.parameter(*drawing.shape(places)),)
+    return drawing.call(target_of(name), place, dim, places, *source)
+
+
+def index_put(drawing: Drawing, name: str) -> list[Place]:
+    place = drawing.positive(drawing.value())
+    dim = drawing.dimension(place)
+    places = drawing.buffer(torch.arange(0, drawing.shape(place)[dim], 2))
+    return drawing.call(target_of(name), place, [*[None] * dim, places], drawing.parameter(1))
+
+
+def scatter_part(drawing: Drawing, name: str) -> list[Place]:
+    place = drawing.value(3, 4)
+    dim = drawing.dimension(place)
+    where = (dim, 0) if name.startswith("select") else (dim, 0, 1)
+    taken = aten.select.int if name.startswith("select") else aten.slice.Tensor
+    (part,) = drawing.call(taken, drawing.positive(place), *where)
+    return drawing.call(target_of(name), place, part, *where)
+
+
+def columns(drawing: Drawing, name: str) -> list[Place]:
+    place = drawing.value(4)
+    geometry = ([2, 2], [1, 1], [0, 0], [1, 1])
+    made = drawing.call(aten.im2col.default, place, *geometry)
+    if name == "im2col.default":
+        return made
+    return drawing.call(target_of(name), made[0], list(drawing.shape(place)[2:]), *geometry)
+
+
+def unfold(drawing: Drawing, name: str) -> list[Place]:
+    place = drawing.value(2, 3, 4)
+    return drawing.call(target_of(name), place, drawing.dimension(place), 2, 1)
+
+
+def grid_sample(drawing: Drawing, name: str) -> list[Place]:
+    place = drawing.value(5 if "3d" in name else 4)
+    rank = len(drawing.shape(place))
+    (middle,) = drawing.call(aten.mean.dim, place, list(range(1, rank)), True)
+    (where,) = drawing.call(aten.add.Tensor, middle, drawing.parameter(*[2] * (rank - 2), rank - 2))
+    return drawing.call(target_of(name), place, where, 0, 0, False)
+
+
+def cell(drawing: Drawing, name: str) -> list[Place]:
+    place = drawing.value(2)
+    inner, hidden = drawing.shape(place)[-1], 4
+    gates = {"gru": 3, "lstm": 4}.get(name.split("_")[0], 1)
+    state, memory = (
+        drawing.call(aten.linear.default, place, drawing.parameter(hidden, inner), None)[0] for _ in range(2)
+    )
+    states: Any = [state, memory] if gates == 4 else state
+    weights = drawing.parameter(gates * hidden, inner), drawing.parameter(gates * hidden, hidden)
+    biases = drawing.parameter(gates * hidden), drawing.parameter(gates * hidden)
+    return drawing.call(target_of(name), place, states, *weights, *biases)
+
+
 OF_RULE: dict[Callable[..., Any], Family] = {
+    cells.cell: cell,
     convolve.convolution: convolution,
+    dimensions.diagonal: diagonal,
     dimensions.move_dims: move_dims,
     dimensions.squeeze: squeeze,
     dimensions.unsqueeze: unsqueeze,
@@ -425,16 +578,28 @@ OF_RULE: dict[Callable[..., Any], Family] = {
     expand.fixed: fixed,
     expand.repeat: repeat,
     expand.repeat_interleave: repeat,
+    gathering_rules.gather: gathering,
+    gathering_rules.index_put: index_put,
+    gathering_rules.scatter: gathering,
+    gathering_rules.select_scatter: scatter_part,
+    gathering_rules.slice_scatter: scatter_part,
+    gathering_rules.take_along: gathering,
     matmul.addmm: product,
     matmul.attention: attention,
+    matmul.bilinear: bilinear,
+    matmul.cosine_similarity: similarity,
+    matmul.distances: distances,
     matmul.einsum: einsum,
     matmul.linear: linear,
     matmul.matmul: product,
     matmul.outer: outer,
+    matmul.tensordot: tensordot,
+    matmul.vector_product: vector_product,
     normalise.group_norm: group_norm,
     normalise.last_dims: last_dims,
     normalise.per_channel: per_channel,
     normalise.weight_norm: weight_norm,
+    plain.broadcast_tensors: several,
     reduce.pool1d: partial(pooling, 1),
     reduce.pool2d: partial(pooling, 2),
     reduce.pool3d: partial(pooling, 3),
@@ -447,8 +612,10 @@ OF_RULE: dict[Callable[..., Any], Family] = {
     reshape.unflatten: unflatten,
     reshape.view: view,
     reshape.view_as: view_as,
+    select.along: over_dimension,
     select.cat: cat,
     select.embedding: embedding,
+    select.flip: over_dimension,
     select.glu: glu,
     select.index: index,
     select.index_select: index,
@@ -462,10 +629,27 @@ OF_RULE: dict[Callable[..., Any], Family] = {
     select.triangle: triangle,
     select.unbind: select_one,
     select.whole: over_dimension,
+    windows.columns_to_image: columns,
+    windows.complex_from_pairs: complex_pairs,
+    windows.grid_sample: grid_sample,
+    windows.image_to_columns: columns,
+    windows.pairs_from_complex: complex_pairs,
+    windows.several_fixed: grid,
+    windows.spectrum: spectrum,
+    windows.unfold: unfold,
 }
 
+_TABLES = "makes a table of positions from numbers alone; what it is made of stays whole"
 NOT_DRAWN: dict[str, str] = {
-    "alpha_dropout.default": "is given whether it trains, and does nothing when it does not: tests of lifting have it",
+    "affine_grid_generator.default": "is given the sizes of a batch; what it is made of stays whole",
+    "alpha_dropout.default": "is told whether it trains and does nothing when it does not",
+    "bucketize.Tensor": _TABLES,
+    "one_hot.default": _TABLES,
+    "searchsorted.Tensor": _TABLES,
+    "stft.center": "wants a signal far longer than the networks here have",
+    "stft.default": "wants a signal far longer than the networks here have",
+    "tril_indices.default": _TABLES,
+    "triu_indices.default": _TABLES,
 }
 """Operators with a channel rule that no network here has, and why not."""
 

@@ -25,7 +25,7 @@ from worker.engine.graph.maskcheck import TOLERANCE, prove
 from worker.engine.graph.ops.table import OPS
 from worker.engine.ingest.read import read_network
 
-EXAMPLES = 5000 if os.environ.get("MODELPRESS_SWEEPS") == "full" else 60
+EXAMPLES = 5000 if os.environ.get("MODELPRESS_SWEEPS") == "full" else 40
 TURNS = [sorted(FAMILIES)[start::20] for start in range(20)]
 """Every operator in one of these."""
 _PRODUCTS = frozenset({"mm.default", "matmul.default", "addmm.default"})
