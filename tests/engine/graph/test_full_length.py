@@ -135,6 +135,28 @@ def test_a_cut_network_can_be_cut_again(name: str, tmp_path: Path) -> None:
     assert sum(len(group.units) for group in again.channels.groups) == SHAPED[name][1] // 2
 
 
+@pytest.mark.parametrize("name", ["a convolution along channels", "every other channel", "a scale from the input"])
+def test_round_after_round_can_be_cut(name: str, tmp_path: Path) -> None:
+    net, units = SHAPED[name]
+    graph = lifted(randomised(net), (IMAGE,), tmp_path).graph
+    left = []
+    for _ in range(2):
+        left.append(sum(len(group.units) for group in halve_and_prove(graph, (IMAGE,)).channels.groups))
+    assert left == [units, units // 2]
+
+
+def test_channels_that_a_transposed_convolution_spreads_as_places_stay(tmp_path: Path) -> None:
+    def function(net: Net, x: Tensor) -> Tensor:
+        return net.head(net.spread(net.a(x).mean((2, 3))[:, None])[:, :, :, None])
+
+    net = Net(function, a=conv(3, 8), spread=nn.ConvTranspose1d(1, 6, 2, 2), head=head(6))
+    subject = lifted(randomised(net), (IMAGE,), tmp_path)
+    channels = analyse(subject.graph, (IMAGE,))
+    assert channels.groups == ()
+    frozen = next(layer for layer in channels.layers if layer.name == "a").frozen
+    assert frozen == "feeds layer spread, which spreads channels as places"
+
+
 def test_rolled_channels_go_with_what_they_meet(tmp_path: Path) -> None:
     subject = lifted(randomised(Net(_rolled, a=conv(3, 9), b=conv(9, 9), head=head(9))), (IMAGE,), tmp_path)
     halved = halve_and_prove(subject.graph, (IMAGE,))

@@ -7,7 +7,7 @@ import math
 import numpy as np
 from torch import fx
 
-from worker.engine.graph.labels import Axes, Axis, Indices
+from worker.engine.graph.labels import Axes, Axis, Indices, Refusal
 from worker.engine.graph.ops.call import Call, arguments_of, set_argument
 from worker.engine.graph.ops.sizing import Remaining, Sizing
 from worker.engine.graph.shapes import Sizes, sizes_of
@@ -38,6 +38,8 @@ def convolve(
     for axis in weight[2:]:
         call.freeze(axis, "is a kernel dimension")
     axes = call.whole("input", range(-spatial, 0))
+    if transposed and call.restored:
+        raise Refusal("spreads channels as places")
     channels = axes[-spatial - 1]
     inner = call.sizes("input")[-spatial - 1]
     if groups == 1:
