@@ -52,13 +52,16 @@ class _Counted:
 
 
 def foretell(steps: Sequence[Step], network: NetworkInspection) -> list[Left]:
-    """One for each step; none for a network that was inspected before sizes were kept."""
+    """One for each step; none for a network that was inspected before sizes were kept, nor from a step on that takes
+    whole groups: what else goes with their branches is seen when it is done."""
     if network.sizes is None:
         return []
     least = most = tuple(group.units for group in network.groups)
     shrunk = False
     found = []
     for step in steps:
+        if isinstance(step, PruneStep) and step.structure == "groups":
+            break
         asked: dict[str, int] = {}
         if isinstance(step, PruneStep):
             if least == most and network.sizes.exact:

@@ -44,7 +44,8 @@ class LayerInfo(_Frozen):
 class GroupInfo(_Frozen):
     """Channels that can only be removed together. `units` is how many such channels there are; `widths` how many output
     channels of those layers that multiply one unit is (a head is many). `heads`: a unit is an attention head.
-    `consumers` are the layers whose input features the units are."""
+    `consumers` are the layers whose input features the units are. `whole`: all of it can go, and the network still
+    runs without its branch."""
 
     id: str
     units: int
@@ -52,6 +53,7 @@ class GroupInfo(_Frozen):
     widths: list[int] = [1]
     heads: bool = False
     consumers: list[str] = []
+    whole: bool = False
 
 
 NetworkFormat = Literal["pt2", "onnx", "safetensors", "pth", "transformers"]

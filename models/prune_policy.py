@@ -53,7 +53,8 @@ def layers_of(step: PruneStep, group: GroupInfo) -> list[str]:
     structure does not mean this group."""
     if step.structure == "columns":
         return group.consumers
-    return group.layers if step.structure == "channels" or group.heads else []
+    meant = {"channels": True, "heads": group.heads, "groups": group.whole}[step.structure]
+    return group.layers if meant else []
 
 
 def first_match(choices: Sequence[PruneChoice], layer: str) -> int | None:
@@ -62,7 +63,10 @@ def first_match(choices: Sequence[PruneChoice], layer: str) -> int | None:
 
 
 def normalization(step: PruneStep, choice: PruneChoice | None) -> Normalize:
-    """What is asked for, else what is usual: a threshold is held against scores as they are."""
+    """What is asked for, else what is usual: thresholds are held against scores as they are, and whole groups by
+    those, since normalised they would all be alike."""
+    if step.structure == "groups":
+        return "none"
     amount: Amount | LayerAmount | None = step.amount
     criterion = step.criterion
     if choice is not None:

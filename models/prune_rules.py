@@ -15,6 +15,12 @@ from models.prune_policy import Policy, first_match, layers_of, policy_for, remo
 from models.spec import PruneStep, Spec
 from models.train_rules import check_schedule
 
+_STRUCTURES = {
+    "columns": "input features to remove",
+    "heads": "attention heads that can be removed",
+    "groups": "branches that could go as a whole",
+}
+
 
 @dataclass(frozen=True)
 class _Free:
@@ -64,7 +70,8 @@ def check_prune(
         yield FieldProblem(pointer=f"{pointer}/layers", message=message)
         return
     problems = list(_check_bare_groups(step, network, free, pointer))
-    problems = problems or list(_check_room(step, free, pointer))
+    if step.structure != "groups":
+        problems = problems or list(_check_room(step, free, pointer))
     problems = problems or list(_check_amounts(step, network, free, pointer))
     yield from problems
 
@@ -82,8 +89,7 @@ def _groups(step: PruneStep, network: NetworkInspection) -> list[GroupInfo]:
 
 def _check_structure(step: PruneStep, network: NetworkInspection, pointer: str) -> Iterable[FieldProblem]:
     if network.groups and not _groups(step, network):
-        what = "attention heads that can be removed" if step.structure == "heads" else "input features to remove"
-        message = f'This network has no {what}: use `"structure": "channels"`.'
+        message = f'This network has no {_STRUCTURES[step.structure]}: use `"structure": "channels"`.'
         yield FieldProblem(pointer=f"{pointer}/structure", message=message)
     elif step.structure == "columns":
         chosen = [(step.criterion, "criterion")]

@@ -148,11 +148,12 @@ class PruneStep(Strict):
     """Remove whole channels, so that tensors really shrink."""
 
     step: Literal["prune"]
-    structure: Literal["channels", "columns", "heads"] = Field(
+    structure: Literal["channels", "columns", "heads", "groups"] = Field(
         default="channels",
         description="`channels`: output channels, and whole heads where attention has them. `columns`: input "
         "features, ranked by the layers that read them, which is what `layers` names then. `heads`: attention heads "
-        "alone.",
+        "alone. `groups`: whole groups with the rest of their branch, where that joins the network in a sum or a "
+        "product: blocks with a residual, gates.",
     )
     criterion: UnitCriterion = Field(default="l2", description="What makes a channel matter; the least goes first.")
     aggregate: Aggregate = Field(default="mean", description="A channel's score from those of its parameters.")
@@ -186,6 +187,21 @@ class PruneStep(Strict):
     )
     layers: Annotated[list[PruneChoice], Field(max_length=1000)] = Field(default=[])
     schedule: Schedule | None = None
+
+    @model_validator(mode="after")
+    def _whole_groups_go_or_stay(self) -> PruneStep:
+        if self.structure != "groups":
+            return self
+        if (self.minimum, self.maximum_fraction, self.round_to, self.scope) != (1, 1.0, 8, "global"):
+            raise ValueError("groups go as a whole: leave minimum, maximum_fraction, round_to and scope out")
+        if self.normalize not in (None, "none"):
+            raise ValueError("normalised, all groups score alike: leave normalize out")
+        bounds = ("amount", "minimum", "maximum_fraction", "round_to")
+        if any(getattr(choice, name) is not None for choice in self.layers for name in bounds):
+            raise ValueError("groups go as a whole: layers may be skipped, or have their own criterion")
+        if self.schedule is not None and self.amount is not None and self.amount.percentile is not None:
+            raise ValueError("with a schedule give the amount of groups as a quantity")
+        return self
 
     @model_validator(mode="after")
     def _how_much(self) -> PruneStep:

@@ -17,7 +17,8 @@ def preview(checked: CheckedSpec) -> DryRun:
     steps = checked.resolved.steps or []
     prunes = [step for step in steps if isinstance(step, PruneStep)]
     foretold = foretell(steps, checked.network)
-    ends: Sequence[Bounds | None] = foretold[-1].units if foretold else [None] * len(checked.network.groups)
+    unknown = len(steps) - len(foretold)
+    ends: Sequence[Bounds | None] = [None] * len(checked.network.groups) if unknown else foretold[-1].units
     groups = [
         DryRunGroup(
             **group.model_dump(),
@@ -26,7 +27,7 @@ def preview(checked: CheckedSpec) -> DryRun:
         )
         for group, end in zip(checked.network.groups, ends, strict=True)
     ]
-    rows: Sequence[Left | None] = foretold or [None] * len(steps)
+    rows: Sequence[Left | None] = [*foretold, *[None] * unknown]
     return DryRun(
         resolved_spec=dump(checked.resolved),
         groups=groups,

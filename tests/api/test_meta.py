@@ -60,7 +60,7 @@ def test_capabilities_follow_the_spec_and_the_workers_that_are_alive(api: Api) -
     assert {"macs", "bytes", "latency", "target", "threshold", "percentile"} <= set(before["amounts"])
     assert {"macs", "bytes", "latency_ms"} <= set(before["targets"])
     assert before["curves"] == ["linear", "cubic", "exponential"]
-    assert before["structures"][:3] == ["channels", "columns", "heads"]
+    assert before["structures"] == ["channels", "columns", "heads", "groups"]
     assert before["patterns"] == ["weights", "n_of_m", "block"]
     assert (before["model_formats"], before["dataset_formats"]) == (
         ["pt2", "onnx", "safetensors", "pth", "transformers"],

@@ -44,6 +44,12 @@ REFUSED: dict[str, tuple[dict[str, Any], NetworkInspection, str, str]] = {
         "/steps/0/structure",
         'no attention heads that can be removed: use `"structure": "channels"`',
     ),
+    "whole groups of a network without branches": (
+        prune(amount=HALF, structure="groups"),
+        NETWORK,
+        "/steps/0/structure",
+        "no branches that could go as a whole",
+    ),
     "columns by BatchNorm": (
         prune(amount=HALF, structure="columns", layers=[{"match": "fc", "criterion": "bn_gamma"}]),
         NETWORK,
@@ -161,6 +167,17 @@ def test_a_step_that_can_work_is_not_refused(name: str) -> None:
     assert check(spec([ALLOWED[name]]), NETWORK, None) == []
 
 
+def test_whole_groups_may_go_where_there_are_branches() -> None:
+    groups = [group.model_copy(update={"whole": group.id == "g1"}) for group in NETWORK.groups]
+    network = NETWORK.model_copy(update={"groups": groups})
+    step = prune(amount=HALF, structure="groups", layers=[{"match": "layer1.*", "criterion": "l1"}])
+    assert check(spec([step]), network, None) == []
+    (resolved,) = resolve(spec([step]), network, None).steps or []
+    assert isinstance(resolved, PruneStep)
+    assert resolved.normalize == "none"
+    assert resolve(spec([resolved.model_dump()]), network, None).steps == [resolved]
+
+
 def test_sizes_are_not_held_against_a_step_after_another_cut() -> None:
     first, second = prune(amount=HALF), prune(amount={"target": {"macs": 9e8}})
     assert check(spec([first, second]), NETWORK, None) == []
@@ -214,6 +231,13 @@ def test_a_threshold_is_held_against_scores_as_they_are_unless_normalizing_is_as
         ({"amount": HALF, "maximum_fraction": 0}, "greater than 0"),
         ({"amount": HALF, "layers": [{"match": "a"}]}, "give skip, criterion, normalize, amount, minimum"),
         ({"amount": HALF, "layers": [{"match": "a", "skip": True, "minimum": 2}]}, "is skipped has no minimum"),
+        ({"amount": HALF, "structure": "groups", "round_to": 4}, "leave minimum, maximum_fraction, round_to and scope"),
+        ({"amount": HALF, "structure": "groups", "normalize": "mean"}, "normalised, all groups score alike"),
+        (
+            {"amount": HALF, "structure": "groups", "layers": [{"match": "a", "minimum": 2}]},
+            "layers may be skipped, or",
+        ),
+        ({"amount": {"percentile": 5}, "structure": "groups", "schedule": {"rounds": 2}}, "amount of groups as a quan"),
         ({"amount": {"threshold": 1.0}, "schedule": {"rounds": 2}}, "a threshold is the same in every round"),
         ({"amount": HALF, "schedule": {"rounds": 1}}, "greater than or equal to 2"),
     ],

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import fx
 
 from models.inspection import GroupInfo, LayerInfo, NetworkFormat, NetworkInspection, Notice
+from worker.engine.graph.bypass import Bypasses
 from worker.engine.graph.channels import Channels, analyse, tensor_named
 from worker.engine.graph.cost import macs, parameters
 from worker.engine.graph.roles import consumers, head_units
@@ -41,6 +42,7 @@ def describe_network(
 
 def _groups(channels: Channels) -> list[GroupInfo]:
     heads = head_units(channels)
+    whole = {group.id for branch in Bypasses(channels).branches() for group in branch.groups}
     return [
         GroupInfo(
             id=group.id,
@@ -49,6 +51,7 @@ def _groups(channels: Channels) -> list[GroupInfo]:
             widths=list(group.widths),
             heads=group.units[0] in heads,
             consumers=list(consumers(channels, group)),
+            whole=group.id in whole,
         )
         for group in channels.groups
     ]

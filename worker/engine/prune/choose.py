@@ -5,21 +5,19 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor, fx
 
 from models.errors import Code, Failure
-from models.prune_search import NEAR, Levels, Path, alike
+from models.prune_search import NEAR, Levels
 from models.prune_search import goal as prune_goal
 from models.schedules import gone_after
 from models.spec import PruneStep
 from worker.engine.graph.channels import Channels, analyse
-from worker.engine.graph.cut import cut
-from worker.engine.prune.amounts import Beginning, Counted, Meter, levels_by_score, own_level
+from worker.engine.prune.amounts import Beginning, Counted, Meter
 from worker.engine.prune.latency import LatencyGoal, Probe, Timing, best, search
-from worker.engine.prune.limits import why_missed
-from worker.engine.prune.select import Candidate, Goal, ranked, reach, removed_by
+from worker.engine.prune.select import Candidate, Miss
 
 
 @dataclass(frozen=True)
@@ -57,77 +55,73 @@ class Round:
         return gone_after(self.step.schedule, self.number, amount)
 
 
-def choose(now: Round, time: Callable[[fx.GraphModule], Timing], inputs: tuple[Tensor, ...]) -> Choice:
+class Way(Protocol):
+    """How units go: one by one from each group, or whole groups. Levels say how far."""
+
+    def decided(self) -> Levels:
+        """What scores alone decide, or the amounts of layers."""
+
+    def reach(self, quantity: Counted, wanted: float, near: float = NEAR) -> Levels:
+        """The levels at which the fraction of `quantity` that is gone comes nearest to `wanted`."""
+
+    def removed(self, levels: Levels) -> tuple[int, ...]:
+        """Component ids, sorted."""
+
+    def left(self, quantity: Counted, levels: Levels) -> int:
+        """What stays."""
+
+    def why_missed(self, quantity: Counted, levels: Levels, wanted: float, near: float) -> Miss | None:
+        """Nothing when `wanted` was reached."""
+
+    def cut(self, channels: Channels, removed: Sequence[int]) -> Tensor:
+        """Take units out of an equal graph, in place."""
+
+
+def choose(now: Round, way: Way, time: Callable[[fx.GraphModule], Timing], inputs: tuple[Tensor, ...]) -> Choice:
     """Raises `Failure(NOTHING_TO_PRUNE)` when the network is as small or as fast as asked before anything goes."""
-    amount, fixed = now.step.amount, _fixed(now)
+    amount = now.step.amount
     if amount is None or amount.quantity is None:
-        removed = removed_by(now.candidates, tuple(level for level in fixed if level is not None))
-        meter = now.meter("channels")
-        return Choice(removed, None, meter.gone(removed), meter.left(removed))
-    path = (ranked if now.step.scope == "global" else alike)(now.candidates, fixed)
+        levels, quantity = way.decided(), "channels"
+        left = way.left("channels", levels)
+        return Choice(way.removed(levels), None, 1 - left / now.beginning.channels, left)
     if amount.quantity == "latency":
-        return _by_latency(now, fixed, path, time, inputs)
-    meter = now.meter(amount.quantity)
-    final, near = prune_goal(amount, meter.whole)
+        return _by_latency(now, way, time, inputs)
+    quantity = amount.quantity
+    whole = getattr(now.beginning, quantity)
+    final, near = prune_goal(amount, whole)
     if final <= 0:
         raise Failure(
             Code.NOTHING_TO_PRUNE,
-            f"The network has {meter.whole:,} {amount.quantity}, which is no more than the {amount.left:,.0f} that "
-            "are to be left. Lower the target.",
+            f"The network has {whole:,} {quantity}, which is no more than the {amount.left:,.0f} that are to be left. "
+            "Lower the target.",
         )
-    goal = Goal(meter.gone, now.by_now(final), near)
-    levels = reach(now.candidates, fixed, path, goal)
-    removed = removed_by(now.candidates, levels)
-    why, limit = why_missed(now.step, now.channels, now.candidates, fixed, levels, goal) or (None, None)
-    return Choice(removed, goal.wanted, meter.gone(removed), meter.left(removed), why, limit)
+    wanted = now.by_now(final)
+    levels = way.reach(quantity, wanted, near)
+    left = way.left(quantity, levels)
+    why, limit = way.why_missed(quantity, levels, wanted, near) or (None, None)
+    return Choice(way.removed(levels), wanted, 1 - left / whole, left, why, limit)
 
 
-def _fixed(now: Round) -> list[int | None]:
-    """For each candidate the level that its own amount or its scores decide; None has a part in the step's amount."""
-    step, amount = now.step, now.step.amount
-    fixed: list[int | None] = [
-        own_level(each, each.policy.amount, step.schedule, now.number) if each.policy.amount is not None else None
-        for each in now.candidates
-    ]
-    if amount is None or amount.quantity is not None:
-        return fixed
-    free = [each for each, level in zip(now.candidates, fixed, strict=True) if level is None]
-    by_score = iter(levels_by_score(free, amount, step.scope, step.schedule, now.number))
-    return [next(by_score) if level is None else level for level in fixed]
-
-
-def _by_latency(
-    now: Round,
-    fixed: Sequence[int | None],
-    path: Path,
-    time: Callable[[fx.GraphModule], Timing],
-    inputs: tuple[Tensor, ...],
-) -> Choice:
+def _by_latency(now: Round, way: Way, time: Callable[[fx.GraphModule], Timing], inputs: tuple[Tensor, ...]) -> Choice:
     goal, final = _latency_goal(now)
-    macs = now.meter("macs")
 
-    def gone(levels: Levels) -> float:
-        return macs.gone(removed_by(now.candidates, levels))
-
-    def levels_at(fraction: float) -> Levels:
-        return reach(now.candidates, fixed, path, Goal(macs.gone, fraction))
+    def macs_gone(levels: Levels) -> float:
+        return 1 - way.left("macs", levels) / now.beginning.macs
 
     def measure(levels: Levels) -> Timing:
         graph = copy.deepcopy(now.channels.graph)
-        cut(analyse(graph, inputs), removed_by(now.candidates, levels))
+        way.cut(analyse(graph, inputs), way.removed(levels))
         return time(graph)
 
-    probes = search(goal, levels_at, gone, measure)
+    probes = search(goal, lambda fraction: way.reach("macs", fraction), macs_gone, measure)
     found = best(goal, probes)
-    removed = removed_by(now.candidates, found.levels)
     why, limit = None, None
     if abs(found.value - goal.wanted) > NEAR * goal.wanted:
-        smallest = Goal(macs.gone, 1.0, 0.0)
-        at_end = found.value > goal.wanted and found.levels == levels_at(1.0)
-        held = why_missed(now.step, now.channels, now.candidates, fixed, found.levels, smallest) if at_end else None
+        at_end = found.value > goal.wanted and found.levels == way.reach("macs", 1.0)
+        held = way.why_missed("macs", found.levels, 1.0, 0.0) if at_end else None
         why, limit = held or (f"of the {len(probes)} cuts that were measured none came nearer", None)
     return Choice(
-        removed,
+        way.removed(found.levels),
         now.by_now(final),
         1 - found.value / goal.at_start,
         found.timing.network.p50,

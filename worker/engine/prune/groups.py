@@ -42,7 +42,8 @@ def free_groups(channels: Channels, step: PruneStep) -> tuple[list[Member], list
     _check_globs(step, [layer.name for layer in channels.layers])
     parts = parts_of(channels, step.structure)
     if not parts:
-        raise Failure(Code.NOTHING_TO_PRUNE, f"The network has no {step.structure} that can be removed.")
+        whole = " as a whole" if step.structure == "groups" else ""
+        raise Failure(Code.NOTHING_TO_PRUNE, f"The network has no {step.structure} that can be removed{whole}.")
     members = [Member(part, policy_for(step, part.layers)) for part in parts]
     free = [member for member in members if not member.policy.skip]
     if not free:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, fx
 
 from models.errors import Code, Failure
 from worker.engine.graph.channels import Channels, analyse
-from worker.engine.graph.cut import cut
 from worker.engine.graph.maskcheck import TOLERANCE, prove
 
+CutUnits = Callable[[Channels, Sequence[int]], Tensor]
 
-def cut_and_prove(channels: Channels, removed: Sequence[int], inputs: tuple[Tensor, ...]) -> tuple[Tensor, float]:
+
+def cut_and_prove(
+    channels: Channels, removed: Sequence[int], inputs: tuple[Tensor, ...], cut: CutUnits
+) -> tuple[Tensor, float]:
     """Cut `channels.graph` in place. The removed ids, and the largest relative difference to the masked network.
 
     Raises `Failure(VERIFICATION_FAILED)` that names the group when they are not the same.
@@ -22,7 +25,7 @@ def cut_and_prove(channels: Channels, removed: Sequence[int], inputs: tuple[Tens
     record = cut(channels, removed)
     difference = prove(before, channels, removed, channels.graph, inputs)
     if not difference <= TOLERANCE:
-        group = _culprit(before, channels, removed, inputs)
+        group = _culprit(before, channels, removed, inputs, cut)
         raise Failure(
             Code.VERIFICATION_FAILED,
             f"The network without the channels of {group} is not the one with these channels silenced: outputs differ "
@@ -32,7 +35,9 @@ def cut_and_prove(channels: Channels, removed: Sequence[int], inputs: tuple[Tens
     return record, difference
 
 
-def _culprit(before: fx.GraphModule, channels: Channels, removed: Sequence[int], inputs: tuple[Tensor, ...]) -> str:
+def _culprit(
+    before: fx.GraphModule, channels: Channels, removed: Sequence[int], inputs: tuple[Tensor, ...], cut: CutUnits
+) -> str:
     """The first group that fails when it is cut alone."""
     for group in channels.groups:
         own = sorted(set(group.units) & set(removed))

@@ -44,6 +44,10 @@ class Candidate:
         return sum(choice <= count for choice in self.choices) - 1
 
 
+Miss = tuple[str, "str | None"]
+"""Why an amount was missed, in words, and the id of the group that limits, if one does."""
+
+
 @dataclass(frozen=True)
 class Goal:
     """`gone` is the fraction of a quantity that goes with some units; `wanted` is to go, `near` is near enough."""

@@ -11,16 +11,19 @@ from models.errors import Code, Failure
 from models.spec import PruneStep
 from models.statuses import Phase
 from worker.engine.assess import assess, deciding
+from worker.engine.graph.bypass import bypass
 from worker.engine.graph.channels import analyse
 from worker.engine.graph.cut import cut
 from worker.engine.masks import cut_masks
 from worker.engine.prune.amounts import signature
-from worker.engine.prune.choose import Round, choose
+from worker.engine.prune.branches import Branches
+from worker.engine.prune.choose import Round, Way, choose
 from worker.engine.prune.groups import Member, free_groups
 from worker.engine.prune.latency import Timing
 from worker.engine.prune.proof import cut_and_prove
 from worker.engine.prune.rounds import History
 from worker.engine.prune.select import Candidate
+from worker.engine.prune.units import Units
 from worker.engine.run import Run
 from worker.engine.schedule import train_between, training_under_way
 from worker.engine.score.groups import score_groups
@@ -65,8 +68,18 @@ def run(subject: Subject, step: PruneStep, run: Run) -> dict[str, Any]:
 def replay(subject: Subject, record: Record) -> None:
     """Repeat a cut on an equal graph; nothing is scored or checked again."""
     channels, removed = analyse(subject.graph, _inputs(subject)), record.tensors["removed"].tolist()
-    subject.masks = cut_masks(subject.masks, channels, removed)
-    cut(channels, removed)
+    if record.data["whole_groups"]:
+        bypass(channels, removed)
+        _keep_masks_of_what_stays(subject)
+    else:
+        subject.masks = cut_masks(subject.masks, channels, removed)
+        cut(channels, removed)
+
+
+def _keep_masks_of_what_stays(subject: Subject) -> None:
+    """Whole groups leave every other parameter as it was."""
+    there = dict(subject.graph.named_parameters(remove_duplicate=False))
+    subject.masks = {name: mask for name, mask in subject.masks.items() if name in there}
 
 
 def _inputs(subject: Subject) -> tuple[Tensor, ...]:
@@ -92,16 +105,21 @@ def _cut(subject: Subject, step: PruneStep, run: Run, number: int, history: Hist
         Candidate.of(member.part.group, member.policy, own, _gone(history, member))
         for member, own in zip(members, scores, strict=True)
     ]
-    if number == 1:
+    if number == 1 and step.structure != "groups":
         _require_room(step, candidates)
     now = Round(step, number, channels, candidates, history.beginning, history.removed, history.at_start)
-    choice = choose(now, lambda graph: _time(run, graph), inputs)
+    whole = step.structure == "groups"
+    way: Way = Branches.of(now, inputs) if whole else Units(now)
+    choice = choose(now, way, lambda graph: _time(run, graph), inputs)
     run.progress(0.5 * _CUT)
     difference = 0.0
     if choice.removed:
-        subject.masks = cut_masks(subject.masks, channels, choice.removed)
-        removed, difference = cut_and_prove(channels, choice.removed, inputs)
-        subject.records.append(Record("prune", {"units": len(removed)}, {"removed": removed}))
+        if not whole:
+            subject.masks = cut_masks(subject.masks, channels, choice.removed)
+        removed, difference = cut_and_prove(channels, choice.removed, inputs, way.cut)
+        if whole:
+            _keep_masks_of_what_stays(subject)
+        subject.records.append(Record("prune", {"units": len(removed), "whole_groups": whole}, {"removed": removed}))
     history.add(
         number,
         candidates,
@@ -176,6 +194,8 @@ def _nothing_went(step: PruneStep) -> str:
             f"No unit can go: in every group fewer than one step of {step.round_to} channels (`round_to`) score below "
             f"the threshold {step.amount.threshold:g}. Raise it or lower `round_to`."
         )
+    if step.structure == "groups":
+        return "What is asked for is less than any group is as a whole. Ask for more."
     return (
         f"What is asked for is less than the smallest step of {step.round_to} channels (`round_to`). "
         "Lower `round_to` or ask for more."

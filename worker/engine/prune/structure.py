@@ -6,10 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from worker.engine.graph.bypass import Bypasses
 from worker.engine.graph.channels import Channels, Group
 from worker.engine.graph.roles import consumers, head_units, is_input
 
-Structure = Literal["channels", "columns", "heads"]
+Structure = Literal["channels", "columns", "heads", "groups"]
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,14 @@ def _heads(channels: Channels) -> list[Part]:
     return [part for part in _channels(channels) if part.group.units[0] in heads]
 
 
+def _groups(channels: Channels) -> list[Part]:
+    whole = {group.id for branch in Bypasses(channels).branches() for group in branch.groups}
+    return [part for part in _channels(channels) if part.group.id in whole]
+
+
 PARTS: dict[Structure, Callable[[Channels], list[Part]]] = {
     "channels": _channels,
     "columns": _columns,
     "heads": _heads,
+    "groups": _groups,
 }
