@@ -52,6 +52,8 @@ class Row:
     original_difference: float | None = None
     """From the network as its author wrote it, masked; see `oracle.py`."""
     effect: float | None = None
+    rounding: float = 0.0
+    """From the same network in double precision: some magnify rounding, and other kernels round otherwise."""
     parameters: int | None = None
     parameters_left: float | None = None
     prunable_share: float | None = None
@@ -75,17 +77,17 @@ class Row:
             found.append(f"lifted, it is {self.lift_difference} off at another batch size")
         if not within(self.mask_difference, TOLERANCE):
             found.append(f"cut, it is {self.mask_difference} off the masked one")
-        if not within(self.original_difference, ORIGINAL_TOLERANCE):
+        if not within(self.original_difference, max(ORIGINAL_TOLERANCE, 10 * self.rounding)):
             found.append(f"cut, it is {self.original_difference} off the original without what was removed")
         if self.effect is None or not VACUOUS < self.effect < math.inf:
             found.append(f"what was removed changes the output by {self.effect} only")
-        if not within(self.batch_difference, BATCH_TOLERANCE):
+        if not within(self.batch_difference, max(BATCH_TOLERANCE, 10 * self.rounding)):
             found.append(f"cut, it gives samples that are {self.batch_difference} off in a larger batch")
         if not all(math.isfinite(loss) for loss in self.losses) or len(set(self.losses)) < STEPS + 1:
             found.append(f"it does not train: {self.losses}")
         if not within(self.pt2_difference, TOLERANCE):
             found.append(f"its .pt2, read again, is {self.pt2_difference} off")
-        if self.onnx_refused is None and not within(self.onnx_difference, ONNX_TOLERANCE):
+        if self.onnx_refused is None and not within(self.onnx_difference, max(ONNX_TOLERANCE, 10 * self.rounding)):
             found.append(f"its ONNX file is {self.onnx_difference} off")
         return found
 
@@ -122,6 +124,7 @@ def _conform(row: Row, build: Build, folder: Path) -> None:
     with torch.no_grad():
         row.original_difference = difference(masked_original(module, kept)(*args), subject.graph(*args))
         row.effect = difference(before(*args), subject.graph(*args))
+    row.rounding = _rounding(subject.graph, args)
     row.batch_difference = _batch_difference(subject)
     row.losses = _train(subject.graph, args)
     _write_and_read(row, subject, folder)
@@ -131,6 +134,17 @@ def _lift_difference(module: nn.Module, subject: Subject, batch: int) -> float:
     inputs = subject.example_inputs(batch, seed=batch)
     with torch.no_grad():
         return difference(module(*inputs), subject.graph(*inputs))
+
+
+def _rounding(graph: fx.GraphModule, args: tuple[Tensor, ...]) -> float:
+    """Zero where the network has constants in single precision and does not run in double."""
+    doubled = tuple(value.double() if value.is_floating_point() else value for value in args)
+    try:
+        with torch.no_grad():
+            found = difference(copy.deepcopy(graph).double()(*doubled), graph(*args))
+    except RuntimeError:
+        return 0.0
+    return found if math.isfinite(found) else 0.0
 
 
 def _batch_difference(subject: Subject) -> float:
