@@ -24,11 +24,9 @@ EXPORTS: list[tuple[str, Exporter]] = [
     ("two_towers", "dynamo"),
     ("resnet18", "torchscript"),
     ("unet", "torchscript"),
-    ("densenet", "torchscript"),
     ("convnext", "torchscript"),
     ("gru", "torchscript"),
     ("lstm", "torchscript"),
-    ("two_towers", "torchscript"),
     ("bert_without_mask", "torchscript"),
 ]
 
@@ -112,3 +110,15 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     with torch.no_grad():
         assert difference(subject.graph.eval()(*inputs), again.graph(*inputs)) < 1e-5
     assert parameters(again.graph) <= parameters(subject.graph)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_a_network_in_another_precision_is_compressed_in_float32(dtype: torch.dtype, tmp_path: Path) -> None:
+    module, args = NETWORKS["vgg"]()
+    path = export_onnx(module.to(dtype), tuple(value.to(dtype) for value in args), tmp_path / "n.onnx", "torchscript")
+    program = read_network(path)
+    assert "converted_to_float32" in [notice.code for notice in program.warnings]
+    assert {info.dtype for info in (*program.inputs, *program.outputs)} == {"float32"}
+    inputs = lift(program).example_inputs(batch=3)
+    with torch.no_grad():
+        assert difference(module.float()(*inputs), lift(program).graph(*inputs)) < 1e-5

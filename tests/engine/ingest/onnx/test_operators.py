@@ -8,14 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper
+from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from tests.engine.ingest.onnx.graphs import Array, compare, fp, ints, random, read, with_parameters
+from tests.engine.ingest.onnx.graphs import Array, compare, fp, ints, model, random, read, with_parameters
+from worker.engine.ingest.onnx.table import TRANSLATIONS
 
 
 @dataclass(frozen=True)
 class Case:
-    """One node: `inputs` are of the graph, `weights` initializers; both stand in the order of the node's inputs."""
+    """One node: `inputs` are of the graph, `weights` initializers; both stand in the order of the node's inputs.
+    `through` is an operator that first brings the input to where this one is defined."""
 
     kind: str
     inputs: dict[str, Any]
@@ -25,6 +27,7 @@ class Case:
     order: tuple[str, ...] = ()
     results: int = 1
     high: int = 2
+    through: str | None = None
     tolerance: float = 1e-5
 
 
@@ -77,7 +80,12 @@ CASES = [
             "Clip",
         ]
     ),
+    *(Case(kind, X, through="Sigmoid") for kind in ("Acos", "Asin", "Atanh", "Log", "Sqrt")),
+    Case("Acosh", X, through="Cosh"),
+    Case("ReduceLogSum", X, {"axes": [1]}, through="Sigmoid"),
     Case("Mish", X, opset=18),
+    Case("Swish", X, opset=24),
+    Case("Swish", X, {"alpha": 1.5}, opset=24),
     Case("Gelu", X, opset=20),
     Case("Gelu", X, {"approximate": "tanh"}, opset=20),
     Case("Not", {"x": (TensorProto.BOOL, ["N", 6])}),
@@ -295,6 +303,9 @@ CASES = [
     Case("Gather", INTEGERS, {"axis": 1}, {"table": random(3, 7, 2)}, order=("table", "x"), high=7),
     Case("GatherElements", {"x": ["N", 6], "i": (TensorProto.INT64, ["N", 3])}, {"axis": 1}, high=6),
     Case("GatherND", {"x": ["N", 4, 5], "i": (TensorProto.INT64, ["N", 3, 2])}, high=2),
+    Case(
+        "ScatterND", {"x": ["N", 4]}, {}, {"i": ints(0, 2, 1, 0).reshape(2, 2), "u": random(2)}, order=("x", "i", "u")
+    ),
     Case("Trilu", {"x": ["N", 5, 5]}),
     Case("Trilu", {"x": ["N", 4, 5]}, {"upper": 0}, {"k": ints(1)[0]}),
     Case("Pad", IMAGE, {"pads": [0, 0, 1, 2, 0, 0, 0, 1], "value": 0.5}, opset=10),
@@ -370,8 +381,116 @@ def _name(case: Case) -> str:
 def test_an_operator_gives_what_onnx_runtime_gives(case: Case, tmp_path: Path) -> None:
     order = case.order or (*case.inputs, *case.weights)
     results = [f"y{place}" for place in range(case.results)]
+    if case.through is not None:
+        order = tuple("inside" if name == "x" else name for name in order)
     node = helper.make_node(case.kind, list(order), results, "part", **case.attributes)
     network = with_parameters(node, case.inputs, case.weights, opset=case.opset)
+    if case.through is not None:
+        network.graph.node.insert(0, helper.make_node(case.through, ["x"], ["inside"], "before"))
     program, subject = read(network, tmp_path)
     assert program.format == "onnx"
     compare(network, subject, case.high, case.tolerance)
+
+
+RECURRENT: dict[str, tuple[str, int, dict[str, Any]]] = {
+    "lstm": ("LSTM", 4, {}),
+    "lstm in reverse": ("LSTM", 4, {"direction": "reverse"}),
+    "lstm both ways": ("LSTM", 4, {"direction": "bidirectional"}),
+    "gru": ("GRU", 3, {"linear_before_reset": 1}),
+    "gru both ways": ("GRU", 3, {"linear_before_reset": 1, "direction": "bidirectional"}),
+    "rnn": ("RNN", 1, {}),
+    "rnn in reverse": ("RNN", 1, {"direction": "reverse"}),
+}
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("name", RECURRENT)
+@pytest.mark.parametrize("opset", [7, 14, 22])
+def test_a_recurrent_layer_gives_what_onnx_runtime_gives(name: str, bias: bool, opset: int, tmp_path: Path) -> None:
+    """Over [time, batch, features], from states that are an input, with all its outputs."""
+    kind, gates, attributes = RECURRENT[name]
+    directions = 2 if attributes.get("direction") == "bidirectional" else 1
+    hidden, features = 5, 4
+    weights = {
+        "W": random(directions, gates * hidden, features, seed=1),
+        "R": random(directions, gates * hidden, hidden, seed=2),
+        **({"B": random(directions, 2 * gates * hidden, seed=3)} if bias else {}),
+    }
+    states = ["h0", "c0"] if kind == "LSTM" else ["h0"]
+    outputs = ["Y", *(f"{state}.last" for state in states)]
+    turn = [helper.make_node("Transpose", ["x"], ["sequence"], perm=[1, 0, 2])]
+    turn += [helper.make_node("Transpose", [f"{state}.given"], [state], perm=[1, 0, 2]) for state in states]
+    operands = ["sequence", "W", "R", "B" if bias else "", "", *states]
+    layer = helper.make_node(kind, operands, outputs, "/rnn/layer", hidden_size=hidden, **attributes)
+    # Y is [time, directions, batch, hidden]: the batch comes first for the comparison.
+    back = [helper.make_node("Transpose", ["Y"], ["y"], perm=[2, 0, 1, 3])]
+    back += [helper.make_node("Transpose", [name], [f"{name}.y"], perm=[1, 0, 2]) for name in outputs[1:]]
+    network = model(
+        [*turn, layer, *back],
+        {"x": ["N", 6, features], **{f"{state}.given": ["N", directions, hidden] for state in states}},
+        ["y", *(f"{name}.y" for name in outputs[1:])],
+        weights,
+        opset=opset,
+    )
+    _, subject = read(network, tmp_path)
+    compare(network, subject)
+
+
+def _sizes_of_the_batch() -> list[NodeProto]:
+    """Sizes taken from the input, as exporters write them, and values made from them."""
+    return [
+        helper.make_node("Shape", ["x"], ["sizes"]),
+        helper.make_node("Gather", ["sizes", "zero"], ["batch"]),
+        helper.make_node("Unsqueeze", ["batch", "first"], ["batch.1"]),
+        helper.make_node("Concat", ["batch.1", "rest"], ["wanted"], axis=0),
+        helper.make_node("Reshape", ["x", "wanted"], ["y.reshape"]),
+        helper.make_node(
+            "ConstantOfShape", ["wanted"], ["twos"], value=numpy_helper.from_array(np.full(1, 2.0, np.float32))
+        ),
+        helper.make_node("Add", ["y.reshape", "twos"], ["y.full"]),
+        helper.make_node("Range", ["zero", "batch", "one"], ["counted"]),
+        helper.make_node("Cast", ["counted"], ["counted.float"], to=TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["counted.float", "first.1"], ["column"]),
+        helper.make_node("Add", ["x", "column"], ["y.range"]),
+        helper.make_node("Expand", ["token", "wanted"], ["tokens"]),
+        helper.make_node("Concat", ["y.reshape", "tokens"], ["y.token"], axis=1),
+        helper.make_node("Size", ["x"], ["count"]),
+        helper.make_node("Div", ["count", "batch"], ["each"]),
+        helper.make_node("Unsqueeze", ["each", "first"], ["each.1"]),
+        helper.make_node("Concat", ["minus", "each.1"], ["flat"], axis=0),
+        helper.make_node("Reshape", ["x", "flat"], ["y.flat"]),
+        helper.make_node("Slice", ["x", "zeros.1", "batch.1"], ["y.slice"]),
+        helper.make_node("EyeLike", ["square"], ["eye"], dtype=TensorProto.FLOAT),
+        helper.make_node("MatMul", ["y.reshape", "eye"], ["y.eye"]),
+        helper.make_node("NonZero", ["square"], ["places"]),
+        helper.make_node("Gather", ["places", "zero"], ["row"]),
+        helper.make_node("Gather", ["y.reshape", "row"], ["y.nonzero"], axis=2),
+    ]
+
+
+def test_sizes_of_the_batch_become_arithmetic_on_it(tmp_path: Path) -> None:
+    outputs = ["reshape", "full", "range", "token", "flat", "slice", "eye", "nonzero"]
+    weights = {
+        "zero": ints(0)[0],
+        "one": ints(1)[0],
+        "first": ints(0),
+        "first.1": ints(1),
+        "rest": ints(2, 3),
+        "minus": ints(-1),
+        "zeros.1": ints(0),
+        "square": np.tri(2, 3, dtype=np.float32),
+        "token": random(1, 1, 3),
+    }
+    weights["square"] = np.tri(3, 3, dtype=np.float32) - np.eye(3, dtype=np.float32)
+    weights["square"][2, 1] = 0
+    network = model(_sizes_of_the_batch(), {"x": ["N", 6]}, [f"y.{name}" for name in outputs], weights)
+    program, subject = read(network, tmp_path)
+    compare(network, subject)
+    assert "token" in program.parameters
+
+
+ELSEWHERE = {"Constant", "ConstantOfShape", "EyeLike", "GRU", "LSTM", "NonZero", "RNN", "Range", "Shape", "Size"}
+
+
+def test_every_operator_of_the_table_is_compared() -> None:
+    assert set(TRANSLATIONS) == {case.kind for case in CASES} | ELSEWHERE

@@ -38,10 +38,12 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z0-9_]+)*")
 
 class Builder:
     """`tensors` are by name; `parameters` and `buffers` are such names; `sources` maps them to those in the file.
-    `fixed_batch` is the only size of the batch that the file allows, where it does."""
+    `fixed_batch` is the only size of the batch that the file allows, where it does; values of the element types in
+    `widened` become float32."""
 
-    def __init__(self, fixed_batch: int | None = None) -> None:
+    def __init__(self, fixed_batch: int | None = None, widened: frozenset[torch.dtype] = frozenset()) -> None:
         self.fixed_batch = fixed_batch
+        self._widened = widened
         self.graph = fx.Graph()
         self.tensors: dict[str, Tensor] = {}
         self.parameters: set[str] = set()
@@ -62,6 +64,12 @@ class Builder:
         self._inputs.append(node)
         self._head = node
         return node
+
+    def element_type(self, dtype: torch.dtype) -> torch.dtype:
+        return torch.float32 if dtype in self._widened else dtype
+
+    def widen(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.element_type(tensor.dtype))
 
     def size(self, values: PerBatch) -> int | fx.Node:
         """A size: a number, or arithmetic on the size of the batch that the network is given."""
@@ -220,10 +228,12 @@ class Builder:
                         _A.full.default, (sizes, core.number), {"dtype": core.tensor.dtype}, known, layer
                     )
                 return self._call_now(_A.expand.default, (self.attach(core, layer), sizes), {}, known, layer)
-            if all(
-                value.dim() == 1 and torch.equal(value, torch.arange(len(value)).to(value.dtype)) for value in small
-            ):
-                return self._call_now(_A.arange.default, (sizes[0],), {"dtype": small[0].dtype}, known, layer)
+            flat = [value.flatten() for value in small]
+            if all(torch.equal(value, torch.arange(len(value)).to(value.dtype)) for value in flat):
+                length = self.size(PerBatch([len(value) for value in flat]))
+                counted = self.graph.call_function(_A.arange.default, (length,), {"dtype": flat[0].dtype})
+                _describe(counted, [self._fake(value) for value in flat])
+                return self._call_now(_A.reshape.default, (counted, sizes), {}, known, layer)
         raise rejected(f"the value {shown(known.name)} changes with the batch in a way that is not read")
 
     def _call_now(

@@ -54,7 +54,7 @@ class Interpreter:
         self._uses.update(_used_names(graph))
         right_hand = _right_hands(graph)
         for initializer in graph.initializer:
-            tensor = read_tensor(initializer, external)
+            tensor = self.builder.widen(read_tensor(initializer, external))
             initializer.ClearField("raw_data")
             trained = tensor.is_floating_point()
             known = Known((tensor,) * len(BATCHES), initializer.name, initializer=True, trained=trained)
@@ -144,7 +144,8 @@ class Interpreter:
             raise site.refuse("it has no such branch")
         outer, self.values = self.values, dict(self.values)
         for initializer in taken.initializer:
-            self._bind(initializer.name, Known((read_tensor(initializer),) * len(BATCHES), initializer.name))
+            tensor = self.builder.widen(read_tensor(initializer))
+            self._bind(initializer.name, Known((tensor,) * len(BATCHES), initializer.name))
         self._body(taken.node)
         results = [self._lookup(output.name) for output in taken.output]
         self.values = outer

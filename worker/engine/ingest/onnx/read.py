@@ -14,8 +14,9 @@ from models.reading import ReadOptions, parse_input_shape
 from worker.engine.ingest.names import safe_names
 from worker.engine.ingest.onnx.builder import Builder
 from worker.engine.ingest.onnx.graph import OLDEST_OPSET, Interpreter, check_nodes
-from worker.engine.ingest.onnx.tensors import External, dtype_of_type
+from worker.engine.ingest.onnx.tensors import DTYPES, External, dtype_of_type
 from worker.engine.ingest.parameters import check_parameters
+from worker.engine.ingest.precision import precision_notice
 from worker.engine.ingest.program import Program, dtype_name
 from worker.engine.ingest.rejected import rejected, shown
 from worker.engine.ingest.trial import check_batch
@@ -49,8 +50,9 @@ def read_model(content: bytes, options: ReadOptions, external: External | None) 
     del content
     opset = _check_model(model)
     check_nodes(model.graph)
-    given = _inputs(model, options)
-    builder = Builder(given[0].shape[0])
+    widened = _widened(model)
+    given = _inputs(model, options, widened)
+    builder = Builder(given[0].shape[0], widened)
     inputs = [(info, builder.placeholder(info.name, getattr(torch, info.dtype), _rest(info))) for info in given]
     interpreter = Interpreter(builder, opset)
     for info, node in inputs:
@@ -58,7 +60,7 @@ def read_model(content: bytes, options: ReadOptions, external: External | None) 
     interpreter.run(model.graph, external)
     infos = tuple(info.model_copy(update={"name": node.name}) for info, node in inputs)
     outputs = interpreter.outputs(model.graph, {info.name for info in infos})
-    return check_batch(_program(builder, infos, outputs, _notices(model)))
+    return check_batch(_program(builder, infos, outputs, [*precision_notice(widened), *_notices(model)]))
 
 
 def _check_model(model: ModelProto) -> int:
@@ -100,7 +102,15 @@ def _rest(info: TensorInfo) -> tuple[int, ...]:
     return tuple(size or 1 for size in info.shape[1:])
 
 
-def _inputs(model: ModelProto, options: ReadOptions) -> list[TensorInfo]:
+def _widened(model: ModelProto) -> frozenset[torch.dtype]:
+    """The element types of its weights other than float32: it is compressed in that."""
+    constants = [attribute.t for node in model.graph.node if node.op_type == "Constant" for attribute in node.attribute]
+    weights = [tensor for tensor in (*model.graph.initializer, *constants) if len(tensor.dims) > 1]
+    found = {DTYPES[tensor.data_type] for tensor in weights if tensor.data_type in DTYPES}
+    return frozenset(dtype for dtype in found if dtype.is_floating_point) - {torch.float32}
+
+
+def _inputs(model: ModelProto, options: ReadOptions, widened: frozenset[torch.dtype]) -> list[TensorInfo]:
     known = {initializer.name for initializer in model.graph.initializer}
     given = [value for value in model.graph.input if value.name not in known]
     if not given:
@@ -121,6 +131,7 @@ def _inputs(model: ModelProto, options: ReadOptions) -> list[TensorInfo]:
         if value.type.WhichOneof("value") != "tensor_type":
             raise rejected(f"the input {shown(value.name)} is no tensor")
         dtype = dtype_of_type(value.type.tensor_type.elem_type, f"the input {shown(value.name)}")
+        dtype = torch.float32 if dtype in widened else dtype
         shape = _shape(value, shapes.get(value.name, shapes.get(None)), given)
         if any(size is not None and not 0 < size <= 2**31 for size in shape):
             raise rejected(f"the input {shown(value.name)} has the shape {shape}")

@@ -15,7 +15,7 @@ from torch._ops import OpOverload
 from models.errors import Failure
 from worker.engine.ingest.onnx.builder import Builder
 from worker.engine.ingest.onnx.known import BATCHES, Known, Operand, PerBatch, Sizes, per_batch, shape_of, shapes_of
-from worker.engine.ingest.onnx.tensors import read_tensor
+from worker.engine.ingest.onnx.tensors import dtype_of_type, read_tensor
 from worker.engine.ingest.rejected import rejected, shown
 
 Inputs = list["Operand | None"]
@@ -147,7 +147,11 @@ class Site:
 
     def maybe_tensor(self, name: str) -> Tensor | None:
         found = self._attribute(name)
-        return None if found is None else read_tensor(found.t)
+        return None if found is None else self.builder.widen(read_tensor(found.t))
+
+    def element_type(self, name: str) -> torch.dtype:
+        """The element type that an attribute names."""
+        return self.builder.element_type(dtype_of_type(self.integer(name), f"the result of {shown(self.layer)}"))
 
     def maybe_graph(self, name: str) -> onnx.GraphProto | None:
         found = self._attribute(name)

@@ -10,7 +10,6 @@ from torch import Tensor
 from worker.engine.ingest.onnx.builder import MAXIMUM_CONSTANT_BYTES
 from worker.engine.ingest.onnx.known import BATCHES, Known, dtype_of, shapes_of
 from worker.engine.ingest.onnx.site import Site
-from worker.engine.ingest.onnx.tensors import dtype_of_type
 
 
 def constant(site: Site) -> Known:
@@ -73,8 +72,8 @@ def non_zero(site: Site) -> Known:
 
 def eye_like(site: Site) -> Known:
 
-    operand, diagonal, number = site.operand(0), site.integer("k"), site.maybe_integer("dtype")
-    dtype = dtype_of(operand) if number is None else dtype_of_type(number, "its result")
+    operand, diagonal = site.operand(0), site.integer("k")
+    dtype = site.element_type("dtype") if site.given("dtype") else dtype_of(operand)
     made = []
     for rows, columns in shapes_of(operand):
         _check_size(site, rows * columns, 8)

@@ -12,7 +12,6 @@ from worker.engine.ingest.onnx.known import BATCHES, Known, Operand, dtype_of, s
 from worker.engine.ingest.onnx.operators.convolve import as_vector
 from worker.engine.ingest.onnx.operators.merge import merge
 from worker.engine.ingest.onnx.site import Site
-from worker.engine.ingest.onnx.tensors import dtype_of_type
 
 _A = torch.ops.aten
 
@@ -194,7 +193,7 @@ def dropout(site: Site) -> Operand:
 
 def cast(site: Site) -> Operand:
     site.maybe_integer("saturate"), site.maybe_text("round_mode")  # of 8-bit floats, which are not read
-    return cast_to(site, site.operand(0), dtype_of_type(site.integer("to"), "its result"))
+    return cast_to(site, site.operand(0), site.element_type("to"))
 
 
 def cast_like(site: Site) -> Operand:

@@ -19,19 +19,17 @@ _TARGETS = {"LSTM": _A.lstm.input, "GRU": _A.gru.input, "RNN": _A.rnn_tanh.input
 
 
 def recurrent(site: Site) -> list[Operand]:
-    """One layer, forward, in reverse or both. Gives Y [time, directions, batch, hidden] and the last states."""
+    """One layer over [time, batch, features], forward, in reverse or both. Gives [time, directions, batch, hidden] and
+    the last states."""
     value = site.operand(0)
     reverse, directions = _check(site, value)
-    batch_first = bool(site.maybe_integer("layout"))
-    batch_dim, time_dim = (0, 1) if batch_first else (1, 0)
     hidden = shape_of(site.operand(2))[-1]
-    batches = PerBatch([sizes[batch_dim] for sizes in shapes_of(value)])
+    batches = PerBatch([sizes[1] for sizes in shapes_of(value)])
     is_lstm = site.kind == "LSTM"
-    states = [_state(site, place, directions, batches, hidden, batch_first) for place in ((5, 6) if is_lstm else (5,))]
-    turned = site.emit(_A.flip.default, value, [time_dim]) if reverse else value
+    states = [_state(site, place, directions, batches, hidden) for place in ((5, 6) if is_lstm else (5,))]
     output, *last = site.emit_several(
         _TARGETS[site.kind],
-        turned,
+        site.emit(_A.flip.default, value, [0]) if reverse else value,
         states if is_lstm else states[0],
         _weights(site, directions, hidden),
         site.optional(3) is not None,
@@ -39,17 +37,13 @@ def recurrent(site: Site) -> list[Operand]:
         0.0,
         False,
         directions == 2,
-        batch_first,
+        False,
     )
-    output = site.emit(_A.flip.default, output, [time_dim]) if reverse else output
+    output = site.emit(_A.flip.default, output, [0]) if reverse else output
     if directions == 1:
-        stacked = site.emit(_A.unsqueeze.default, output, 2 if batch_first else 1)
-    else:
-        wide = site.reshape(output, [(*sizes[:2], 2, hidden) for sizes in shapes_of(output)])
-        stacked = wide if batch_first else site.emit(_A.permute.default, wide, [0, 2, 1, 3])
-    if batch_first:
-        last = [site.emit(_A.permute.default, state, [1, 0, 2]) for state in last]
-    return [stacked, *last]
+        return [site.emit(_A.unsqueeze.default, output, 1), *last]
+    wide = site.reshape(output, [(*sizes[:2], 2, hidden) for sizes in shapes_of(output)])
+    return [site.emit(_A.permute.default, wide, [0, 2, 1, 3]), *last]
 
 
 def _check(site: Site, value: Operand) -> tuple[bool, int]:
@@ -58,12 +52,13 @@ def _check(site: Site, value: Operand) -> tuple[bool, int]:
     if direction not in ("forward", "reverse", "bidirectional"):
         raise site.refuse("its direction is unknown")
     directions = 2 if direction == "bidirectional" else 1
-    activations = site.texts("activations") or _ACTIVATIONS[site.kind] * directions
-    if activations != _ACTIVATIONS[site.kind] * directions:
+    usual = _ACTIVATIONS[site.kind] * directions
+    if site.texts("activations")[: len(usual)] not in ([], usual):
         raise site.refuse("its activations are not the usual ones")
     if site.maybe_reals("activation_alpha") or site.maybe_reals("activation_beta") or site.maybe_real("clip"):
         raise site.refuse("it clips, or changes its activations")
     site.must_be("input_forget", 0)
+    site.must_be("layout", 0)
     site.maybe_integer("hidden_size")
     if site.kind == "GRU" and not site.flag("linear_before_reset"):
         raise site.refuse("`linear_before_reset` is 0, which torch's GRU does not compute; export a GRU of torch")
@@ -72,7 +67,7 @@ def _check(site: Site, value: Operand) -> tuple[bool, int]:
     if site.rank(value) != 3:
         raise site.refuse("its input has not three dimensions")
     lengths = site.optional(4)
-    time = shape_of(value)[1 if site.maybe_integer("layout") else 0]
+    time = shape_of(value)[0]
     if lengths is not None and not (
         isinstance(lengths, Known) and all(bool((each == time).all()) for each in lengths.values)
     ):
@@ -80,19 +75,14 @@ def _check(site: Site, value: Operand) -> tuple[bool, int]:
     return direction == "reverse", directions
 
 
-def _state(
-    site: Site, place: int, directions: int, batches: PerBatch, hidden: int, batch_first: bool
-) -> Operand | fx.Node:
+def _state(site: Site, place: int, directions: int, batches: PerBatch, hidden: int) -> Operand:
     """The first state [directions, batch, hidden]; zeros where none is given, also where these are of one sample."""
     given = site.optional(place)
-    zeros = given is None or (isinstance(given, Known) and all(not bool(each.any()) for each in given.values))
-    if zeros:
+    if given is None or (isinstance(given, Known) and all(not bool(each.any()) for each in given.values)):
         return site.compute([torch.zeros(directions, batch, hidden) for batch in batches])
-    assert given is not None
-    state: Operand = site.emit(_A.permute.default, given, [1, 0, 2]) if batch_first else given
-    if site.builder.fixed_batch is not None and {sizes[1] for sizes in shapes_of(state)} == {1}:
-        return site.emit(_A.expand.default, state, [-1, batches, -1])
-    return state
+    if site.builder.fixed_batch is not None and {sizes[1] for sizes in shapes_of(given)} == {1}:
+        return site.emit(_A.expand.default, given, [-1, batches, -1])
+    return given
 
 
 def _weights(site: Site, directions: int, hidden: int) -> list[fx.Node]:
