@@ -17,8 +17,9 @@ def record_shapes(graph: fx.GraphModule, example_inputs: tuple[Tensor, ...]) -> 
     """Run `graph` on `example_inputs` and write `node.meta["sizes"]`, `node.meta["dtype"]` and `node.meta["number"]`.
 
     A tensor gives a tuple of ints, a sequence of values a list, anything else `None`; a whole number is kept.
-    `node.meta["growing"]` are the dimensions that are longer with one sample more. A large network is not run but
-    traced: about a millisecond an operator, whatever it would take to compute.
+    `node.meta["growing"]` are the dimensions that are longer with one sample more; `node.meta["constant"]` says whether
+    the value is the same for every input of these sizes. A large network is not run but traced: about a millisecond an
+    operator, whatever it would take to compute.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True) if _is_large(graph, example_inputs) else None
     with torch.no_grad(), mode or contextlib.nullcontext():
@@ -26,6 +27,8 @@ def record_shapes(graph: fx.GraphModule, example_inputs: tuple[Tensor, ...]) -> 
         _Recorder(graph).run(*inputs)
         for node in graph.graph.nodes:
             node.meta["growing"] = frozenset()
+            made_of = [source.meta["constant"] for source in node.all_input_nodes]
+            node.meta["constant"] = node.op != "placeholder" and (node.meta["number"] is not None or all(made_of))
         # One that does not run with another batch has sizes of its own for this one, so none of them grows.
         with contextlib.suppress(RuntimeError, ValueError, IndexError):
             _Grower(graph).run(*(torch.cat([value, value[:1]]) if value.dim() else value for value in inputs))

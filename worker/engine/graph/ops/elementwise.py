@@ -29,7 +29,7 @@ def arithmetic(call: Call) -> Axes:
     yielding = [
         place
         for place, (name, _, node) in enumerate(operands)
-        if name in _scaling(call.node) or (_is_constant(node) and not (in_place and name == "self"))
+        if name in _scaling(call.node) or (node.meta["constant"] and not (in_place and name == "self"))
     ]
     return broadcast(call, call.all_operands(), call.result_sizes, yielding)
 
@@ -63,20 +63,6 @@ def _scaling(node: fx.Node) -> tuple[str, ...]:
     if not isinstance(node.target, torch._ops.OpOverload):
         return ()
     return _SCALES.get(node.target.overloadpacket.__name__, ())
-
-
-def _is_constant(node: fx.Node) -> bool:
-    """Whether `node` is the same for every input; sizes of inputs do not count as input."""
-    waiting, seen = [node], {node}
-    while waiting:
-        at = waiting.pop()
-        if at.op == "placeholder":
-            return False
-        sizes_only = at.op == "call_function" and at.meta.get("number") is not None
-        fresh = [] if sizes_only else [source for source in at.all_input_nodes if source not in seen]
-        seen.update(fresh)
-        waiting.extend(fresh)
-    return True
 
 
 def same_as_input(call: Call) -> Axes:
