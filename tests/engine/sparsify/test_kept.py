@@ -21,7 +21,7 @@ from worker.engine.sparsify.step import run as sparsify
 from worker.engine.subject import StepState, Subject
 from worker.engine.train.step import run as finetune
 
-FINETUNE = FinetuneStep(step="finetune", epochs=2, learning_rate=1e-2, batch_size=16)
+FINETUNE = FinetuneStep(step="finetune", epochs=2, learning_rate=5e-3, batch_size=16)
 
 
 def step(**fields: Any) -> SparsifyStep:
@@ -30,6 +30,11 @@ def step(**fields: Any) -> SparsifyStep:
 
 def begun(subject: Subject, folder: Path) -> Run:
     return run_in(folder, data=dataset_for(subject, folder, 80))
+
+
+def train(subject: Subject, run: Run) -> None:
+    details = finetune(subject, FINETUNE, run)
+    assert details["best_epoch"] > 0, "otherwise the start was kept, and nothing was trained"
 
 
 def zeros(subject: Subject) -> dict[str, Tensor]:
@@ -47,8 +52,7 @@ def test_zeros_stay_zero_and_the_rest_learns(name: str, tmp_path: Path) -> None:
     subject = subject_of(name)
     sparsify(subject, step(amount=0.8), begun(subject, tmp_path))
     before = {parameter: subject.graph.get_parameter(parameter).clone() for parameter in subject.masks}
-    details = finetune(subject, FINETUNE, begun(subject, tmp_path))
-    assert details["best_epoch"] > 0, "otherwise nothing was trained"
+    train(subject, begun(subject, tmp_path))
     assert_kept(subject)
     assert all(not torch.equal(subject.graph.get_parameter(parameter), value) for parameter, value in before.items())
 
@@ -59,7 +63,7 @@ def test_two_of_four_hold_in_every_group_after_training(tmp_path: Path) -> None:
         row["parameter"]
         for row in sparsify(subject, step(pattern={"n_of_m": [2, 4]}), begun(subject, tmp_path))["layers"]
     }
-    finetune(subject, FINETUNE, begun(subject, tmp_path))
+    train(subject, begun(subject, tmp_path))
     assert_kept(subject)
     for weight in sparse_weights(subject.graph):
         if weight.parameter in covered:
@@ -91,13 +95,13 @@ def test_training_that_goes_on_from_a_checkpoint_ends_with_the_same_bytes_and_th
         save_checkpoint(whole, [], kept[-1], state)
 
     run.keep_state, run.interrupts = keep, _AfterBatches(6)
-    finetune(whole, FINETUNE, run)
+    train(whole, run)
     assert kept
 
     resumed = subject_of("gru")
     again = begun(resumed, tmp_path)
     _, again.state = restore_checkpoint(resumed, kept[0])
-    finetune(resumed, FINETUNE, again)
+    train(resumed, again)
     assert_kept(resumed)
     pairs = zip(whole.graph.state_dict().items(), resumed.graph.state_dict().items(), strict=True)
     for (name, expected), (_, found) in pairs:
@@ -109,7 +113,7 @@ def test_zeros_stay_zero_through_a_cut_and_training_after_it(tmp_path: Path) -> 
     sparsify(subject, step(amount=0.6), begun(subject, tmp_path))
     cut = PruneStep.model_validate({"step": "prune", "amount": {"channels": 0.4}, "round_to": 2})
     prune(subject, cut, begun(subject, tmp_path))
-    finetune(subject, FINETUNE, begun(subject, tmp_path))
+    train(subject, begun(subject, tmp_path))
     assert_kept(subject)
 
 
