@@ -153,9 +153,20 @@ def test_it_is_replayed_checkpointed_trained_and_sent_again(tmp_path: Path) -> N
     prune(back, tmp_path, amount={"macs": 0.3}, round_to=1)
 
 
+def test_masks_of_layers_that_go_are_forgotten_and_the_others_kept(tmp_path: Path) -> None:
+    subject = subject_of("resnet18")
+    weights = {name: p for name, p in subject.graph.named_parameters() if p.dim() == 4}
+    subject.masks = {name: torch.rand_like(weight) > 0.5 for name, weight in weights.items()}
+    before = dict(subject.masks)
+    prune(subject, tmp_path, structure="groups", amount={"channels": 0.5})
+    there = dict(subject.graph.named_parameters())
+    assert set(subject.masks) == {name for name in before if name in there} < set(before)
+    assert all(torch.equal(mask, before[name]) for name, mask in subject.masks.items())
+
+
 def test_sizes_after_it_are_not_foretold() -> None:
     network = describe_network(subject_of("resnet18"), "pt2")
-    assert [group.id for group in network.groups if group.whole][0] == "layer1.0.conv1"
+    assert next(group.id for group in network.groups if group.whole) == "layer1.0.conv1"
     channels = PruneStep.model_validate({"step": "prune", "amount": {"channels": 0.5}})
     groups = PruneStep.model_validate({"step": "prune", "amount": {"channels": 0.5}, "structure": "groups"})
     assert len(foretell([channels, groups, channels], network)) == 1
