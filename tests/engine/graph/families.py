@@ -109,6 +109,9 @@ def over_dimension(drawing: Drawing, name: str) -> list[Place]:
     place = drawing.positive(drawing.value())
     dim = drawing.dimension(place)
     packet = name.split(".")[0]
+    if OPS[name].channels is reduce.position:  # where values are equal, rounding decides on the position
+        shape = drawing.shape(place)
+        (place,) = drawing.call(aten.add.Tensor, place, drawing.parameter(shape[dim], *[1] * (len(shape) - dim - 1)))
     if packet == "flip":
         return drawing.call(target_of(name), place, [dim])
     if packet == "roll":

@@ -12,8 +12,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.engine.graph.test_traps import CASES
 from tests.engine.subjects import lifted, subject_of
-from tests.networks import NETWORKS
+from tests.networks import NETWORKS, export_pt2
 from worker.engine.graph.cost import macs, parameters
+from worker.engine.graph.lift import lift
+from worker.engine.ingest.read import read_network
+from worker.engine.ingest.trace import trace
 
 RECURRENT = {"lstm", "gru"}
 
@@ -25,6 +28,24 @@ def test_the_total_is_half_of_what_pytorch_counts_as_operations(name: str) -> No
         module(*inputs)
     counted = macs(subject_of(name).graph, inputs)
     assert sum(counted.values()) * 2 * inputs[0].shape[0] == counter.get_total_flops()
+
+
+@pytest.mark.parametrize("name", ["vit", "bert", "mobilenet_v3", "two_towers", "tied_language_model"])
+def test_the_trial_counts_operators_as_pytorch_does(name: str, tmp_path: Path) -> None:
+    """The rows of the registry, before calls become layers."""
+    module, inputs = NETWORKS[name]()
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        module(*inputs)
+    program = read_network(export_pt2(module, inputs, tmp_path / "x.pt2"))
+    assert trace(program, inputs[0].shape[0]).macs * 2 == counter.get_total_flops()
+
+
+def test_the_trial_counts_recurrent_operators(tmp_path: Path) -> None:
+    for name in sorted(RECURRENT):
+        module, inputs = NETWORKS[name]()
+        program = read_network(export_pt2(module, inputs, tmp_path / "x.pt2"))
+        layers = macs(lift(program).graph, inputs)
+        assert trace(program, inputs[0].shape[0]).macs == sum(layers.values()) * inputs[0].shape[0]
 
 
 @pytest.mark.parametrize("name", ["grouped_convolution", "depthwise_transposed_convolution", "grouped_queries"])
