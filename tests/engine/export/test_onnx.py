@@ -49,6 +49,44 @@ def assert_nothing_of_this_machine(path: Path) -> None:
         assert trace.encode() not in content
 
 
+class MaskedAttention(nn.Module):
+    """The exporter lays out the result of attention with a mask in another order than it views it in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.bias = nn.Linear(16, 72), nn.Parameter(torch.zeros(1, 2, 6, 6))
+        self.head = nn.Linear(24, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).view(x.shape[0], 6, 3, 2, 12).permute(2, 0, 3, 1, 4).unbind(0)
+        y = nn.functional.scaled_dot_product_attention(q, k, v, self.bias)
+        return self.head(y.transpose(1, 2).reshape(x.shape[0], 6, 24))
+
+
+def test_attention_with_a_mask_that_learns_is_written(tmp_path: Path) -> None:
+    subject = lifted(randomised(MaskedAttention()), (torch.randn(2, 6, 16),), tmp_path)
+    path = exported(subject.graph, subject, tmp_path)
+    inputs = subject.example_inputs(3)
+    with torch.no_grad():
+        expected = subject.graph(*inputs)
+    torch.testing.assert_close(in_onnxruntime(path, subject, inputs)[0], expected)
+
+
+def test_an_lstm_that_projects_its_state_is_refused(tmp_path: Path) -> None:
+    class Projected(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.LSTM(8, 8, proj_size=4, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.body(x)[0]
+
+    subject = lifted(randomised(Projected()), (torch.randn(2, 5, 8),), tmp_path)
+    with pytest.raises(Failure, match="ONNX has no LSTM that projects its state, as body does") as refused:
+        exported(subject.graph, subject, tmp_path)
+    assert refused.value.code is Code.UNSUPPORTED_HERE
+
+
 @pytest.mark.parametrize("name", ["resnet18", "bert", "two_towers", "lstm"])
 def test_a_float_file_computes_what_the_engine_computes(name: str, tmp_path: Path) -> None:
     subject = subject_of(name)

@@ -17,7 +17,7 @@ import torch
 from onnx import numpy_helper
 from onnxscript import ir, opset18
 from onnxscript.function_libs.torch_lib.ops.core import aten_mean_dim
-from torch import fx
+from torch import fx, nn
 
 from models.errors import Code, Failure
 from worker.engine.export.dynamic import dynamic_shapes
@@ -33,12 +33,19 @@ def export_onnx(graph: fx.GraphModule, subject: Subject, path: Path) -> None:
 
     One file, sizes that may vary stay open, nothing of this machine inside. An integer network comes out as
     QuantizeLinear and DequantizeLinear (uint8 values, int8 weights an output channel, int32 biases).
-    Raises `Failure(UNSUPPORTED_HERE)` when the exporter cannot write an operator, or one file cannot hold the weights.
+    Raises `Failure(UNSUPPORTED_HERE)` when an operator cannot be written, or one file cannot hold the weights.
     """
     tensors = [*graph.parameters(), *graph.buffers()]
     if sum(tensor.numel() * tensor.element_size() for tensor in tensors) > _LARGEST_BYTES:
         raise Failure(
             Code.UNSUPPORTED_HERE, "a single ONNX file holds at most 2 GiB; ask for `pt2` only", where=path.name
+        )
+    projected = [name for name, module in graph.named_modules() if isinstance(module, nn.LSTM) and module.proj_size]
+    if projected:
+        raise Failure(
+            Code.UNSUPPORTED_HERE,
+            f"ONNX has no LSTM that projects its state, as {projected[0]} does; ask for `pt2` only",
+            where=projected[0],
         )
     inputs = subject.example_inputs()
     with _quiet():
