@@ -157,6 +157,21 @@ def test_channels_that_a_transposed_convolution_spreads_as_places_stay(tmp_path:
     assert frozen == "feeds layer spread, which spreads channels as places"
 
 
+def test_zeros_of_the_size_of_an_image_leave_its_channels_alone(tmp_path: Path) -> None:
+    """What repeats one value has any size; it must not pass for channels where an image's height is."""
+
+    def function(net: Net, x: Tensor) -> Tensor:
+        state = torch.zeros(x.shape[0], 8, 8, 8)
+        for _ in range(2):
+            y = net.a(torch.cat([x, state], 1))
+            state = y.sigmoid() * state + y.tanh()
+        return net.b(state)
+
+    subject = lifted(randomised(Net(function, a=conv(11, 8, 3), b=conv(8, 1))), (IMAGE,), tmp_path)
+    halved = halve_and_prove(subject.graph, (IMAGE,))
+    assert [len(group.units) for group in halved.channels.groups] == [8]
+
+
 def test_rolled_channels_go_with_what_they_meet(tmp_path: Path) -> None:
     subject = lifted(randomised(Net(_rolled, a=conv(3, 9), b=conv(9, 9), head=head(9))), (IMAGE,), tmp_path)
     halved = halve_and_prove(subject.graph, (IMAGE,))

@@ -58,6 +58,9 @@ class Labels:
     def is_soft(self, axis: Indices) -> bool:
         return int(axis.flat[0]) in self._soft
 
+    def is_all_soft(self, axis: Axis) -> bool:
+        return axis is not None and self._soft.issuperset(axis.reshape(-1).tolist())
+
     def tie(self, first: Axis, second: Axis, why: str = FIXED) -> Axis:
         """Pair by pair, indices of `first` and `second` stay or go. A fixed side freezes the other, because `why`."""
         if first is None or second is None:

@@ -49,16 +49,22 @@ class Call:
         """The labels of an operand that the operator needs at full length along `dims`: after a cut it gets zeros where
         indices went, as in the masked network, and nothing in the result follows them."""
         axes = self.operand(name)
-        labelled = tuple(dim for dim in sorted({dim % len(axes) for dim in dims}) if axes[dim] is not None)
+        labelled = [dim for dim in sorted({dim % len(axes) for dim in dims}) if axes[dim] is not None]
+        if kept := [dim for dim in labelled if self._why_not_restored(name, axes[dim], dim) is None]:
+            self.restored[name] = tuple(kept)
         for dim in labelled:
-            self.steady(self.arguments[name], dim)
-        if labelled and shares_memory(self.node):
-            raise Refusal("works along channels in place")
-        if labelled and decides_output(self.node):
-            raise Refusal("makes the output of the network of them")
-        if labelled:
-            self.restored[name] = labelled
+            if why := self._why_not_restored(name, axes[dim], dim):
+                self.freeze(axes[dim], why)
         return [None if dim in labelled else axis for dim, axis in enumerate(axes)]
+
+    def _why_not_restored(self, name: str, axis: Axis, dim: int) -> str | None:
+        if self.labels.is_all_soft(axis):
+            return "is needed whole"
+        if dim in self.arguments[name].meta["growing"]:
+            return "is mixed with other samples"
+        if shares_memory(self.node):
+            return "is needed whole, and in place,"
+        return "makes the output of the network" if decides_output(self.node) else None
 
     @staticmethod
     def steady(node: fx.Node, dim: int) -> None:

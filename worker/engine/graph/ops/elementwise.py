@@ -80,7 +80,7 @@ def _meet(
     call: Call, operands: Sequence[tuple[Axes, Sizes]], sizes: Sizes, dim: int, yielding: Collection[int]
 ) -> Axis:
     met: Axis = None
-    beside_fixed = False
+    fixed = beside_fixed = False
     for place, (axes, own) in enumerate(operands):
         position = dim - (len(sizes) - len(own))
         if position < 0:
@@ -90,9 +90,13 @@ def _meet(
             call.freeze(axis, "is repeated by broadcasting")
         elif axis is None:
             grows = dim in call.node.meta["growing"]
+            fixed = fixed or own[position] > 1
             beside_fixed = beside_fixed or (own[position] > 1 and (place not in yielding or grows))
         else:
             met = axis if met is None else call.tie(met, axis)
+    if fixed and call.labels.is_all_soft(met):
+        call.freeze(met, "is combined with a tensor of fixed size")
+        return None
     if beside_fixed:
         return call.tie(None, met)
     return met
