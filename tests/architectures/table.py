@@ -15,3 +15,16 @@ SAMPLE = ("mobilenetv3_small", "eca", "involution", "shared_kernel", "vit_tiny",
 """The few that every run of the tests takes."""
 FUSED = frozenset({"conformer", "detr", "transformer", "transformer_norm_first"})
 """Those that run a fused kernel as modules and its parts once exported, which round in another order."""
+OVER_CHANNELS = frozenset(
+    {
+        "cbam",
+        "channel_softmax",
+        "experts",
+        "mixture_of_kernels",
+        "weight_norm",
+        "weight_norm_hook",
+        "weight_norm_inputs",
+    }
+)
+"""Those whose own arithmetic takes a mean, a softmax or a length over channels: zeros there are not the same as fewer
+channels, so the original with zeros is no judge of the cut."""

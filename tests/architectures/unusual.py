@@ -30,7 +30,7 @@ def network(*layers: nn.Module, width: int = 24, out: int | None = None) -> Exam
     return randomised(Network(*layers, width=width, out=out)), (images(32),)
 
 
-class StandardisedConv(nn.Conv2d):
+class StdConv(nn.Conv2d):
     """Weight standardisation as arithmetic (Qiao et al., 2019)."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -292,7 +292,7 @@ UNUSUAL: Registry = {
     "weight_norm_inputs": lambda: weight_norm(1),
     "weight_norm_hook": old_weight_norm,
     "spectral_norm": spectral_norm,
-    "weight_standardisation": lambda: network(StandardisedConv(24, 24, 3, padding=1), nn.GroupNorm(6, 24), nn.ReLU()),
+    "weight_standardisation": lambda: network(StdConv(24, 24, 3, padding=1), nn.GroupNorm(6, 24), nn.ReLU()),
     "cbam": lambda: network(ConvolutionalAttention(24)),
     "coordinate_attention": lambda: network(CoordinateAttention(24)),
     "eca": lambda: network(nn.Conv2d(24, 24, 3, padding=1), ChannelConvolution()),
