@@ -73,7 +73,9 @@ ZIP = Format(
 SAFETENSORS = Format("a safetensors file: weights without a network", _is_safetensors, _suffixes("safetensors"))
 ONNX = Format("an ONNX network", _is_onnx, _suffixes("onnx"))
 TAR = Format("a tar archive", _magic(b"ustar", at=257), _suffixes("tar", "mar"), "Unpack it and send the file inside")
-_PT2_MEMBER = re.compile(r"[^/]+/(data/(weights|constants)/|models/|archive_format$)")
+_PT2_MEMBER = re.compile(
+    r"[^/]+/(data/(weights|constants)/|models/|archive_format$)|serialized_exported_program\.json$"
+)
 LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 """How torch.save began a file before torch 1.6: a pickle of its magic number."""
 PACKED = b'{"__metadata__":{"modelpress-packed"'

