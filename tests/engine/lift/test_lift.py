@@ -255,18 +255,21 @@ def test_layers_in_other_dimensions_and_kinds_are_lifted(tmp_path: Path) -> None
 
 
 class _BiasApart(nn.Module):
-    """Adds the bias of its layer itself, after an activation."""
+    """Adds the bias of its layer itself, after an activation, and scales by a parameter that lies beside it."""
 
     def __init__(self) -> None:
         super().__init__()
         self.fc = nn.Linear(4, 3)
+        self.fc.scale = nn.Parameter(torch.rand(3))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.fc.weight).relu() + self.fc.bias
+        scale = self.fc.scale
+        assert isinstance(scale, Tensor)
+        return (F.linear(x, self.fc.weight).relu() + self.fc.bias) * scale
 
 
 def test_a_bias_that_the_graph_adds_itself_is_not_the_layers_too(tmp_path: Path) -> None:
     module, x = _BiasApart().eval(), torch.randn(2, 4)
     subject = lifted((module, (x,)), tmp_path)
     assert torch.equal(subject.graph(x), module(x))
-    assert subject.renames == {"fc.bias": "fc_bias"}
+    assert subject.renames == {"fc.bias": "fc_bias", "fc.scale": "fc_scale"}

@@ -105,9 +105,10 @@ def _source(value: object) -> fx.Node | None:
 
 
 def _beside_layers(graph: fx.Graph, lifter: Lifter, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors by name, with other names for those used on their own that a layer would take for its own.
+    """The tensors by name, with other names for those used on their own that would lie inside a layer.
 
-    A graph that adds `fc.bias` itself has a layer `fc` without a bias, which must not find one.
+    A graph that adds `fc.bias` itself has a layer `fc` without a bias, which must not find one; and the rules of a
+    layer know its own tensors only.
     """
     named = dict(tensors)
     for node in graph.nodes:
@@ -115,7 +116,7 @@ def _beside_layers(graph: fx.Graph, lifter: Lifter, tensors: dict[str, Tensor]) 
             path, _, leaf = node.target.rpartition(".")
             layer = lifter.layers.get(path)
             own = {} if layer is None else {**layer._parameters, **layer._buffers}
-            if leaf in own and own[leaf] is not tensors[node.target]:
+            if layer is not None and own.get(leaf) is not tensors[node.target]:
                 name = f"{path}_{leaf}"
                 while name in named or name in lifter.layers:
                     name = f"{name}_"
