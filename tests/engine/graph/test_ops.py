@@ -370,3 +370,15 @@ def test_the_rules_of_this_file_and_of_the_traps_are_all_there_are() -> None:
         embedding
     """
     assert {row.channels.__name__ for row in OPS.values() if row.channels is not None} == set(exercised.split())
+
+
+@pytest.mark.parametrize(("name", "given"), [("default", ()), ("dim", (1,)), ("dims", ([1, 3],))])
+def test_a_dimension_of_which_one_channel_is_left_is_not_squeezed_away(name: str, given: tuple[Any, ...]) -> None:
+    sketch = Sketch()
+    squeezed = sketch.call(target_of(f"squeeze.{name}"), sketch.layer("a"), *given)
+    graph = sketch.finish(squeezed)
+    before, channels = copy.deepcopy(graph), analyse(graph, (IMAGE,))
+    removed = [unit for group in channels.groups for unit in group.units[1:]]
+    assert len(removed) == 7
+    cut(channels, removed)
+    assert mask_check(before, channels, removed, graph, (IMAGE,)) <= TOLERANCE

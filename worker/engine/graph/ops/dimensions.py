@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch import fx
 
 from worker.engine.graph.labels import Axes, Refusal
 from worker.engine.graph.ops.call import Call, arguments_of
+from worker.engine.graph.ops.sizing import Remaining
 from worker.engine.graph.shapes import sizes_of
 
 
@@ -69,3 +71,14 @@ def squeeze(call: Call) -> Axes:
         if sizes[dim] == 1:
             call.freeze(axes[dim], "is squeezed away")
     return [axis for dim, axis in enumerate(axes) if not (dim in gone and sizes[dim] == 1)]
+
+
+def rewrite_squeeze(node: fx.Node, remaining: Remaining) -> None:
+    """A dimension of which one index is left was not squeezed before, so it is not now."""
+    arguments = arguments_of(node)
+    sizes, left = sizes_of(arguments["self"]), remaining.sizes(arguments["self"])
+    if any(size > 1 == after for size, after in zip(sizes, left, strict=True)):
+        dims = arguments.get("dim", list(range(len(sizes))))
+        named = {dim % len(sizes) for dim in ([dims] if isinstance(dims, int) else dims)}
+        gone = [dim for dim in sorted(named) if sizes[dim] == 1]
+        node.target, node.args, node.kwargs = torch.ops.aten.squeeze.dims, (arguments["self"], gone), {}
