@@ -173,6 +173,8 @@ class Drawing:
         if self.dtype(place) != torch.float32:
             place = self.call(aten.to.dtype, place, torch.float32)[0]
         shape = self.shape(place)
+        if BATCH in shape[1:]:
+            raise Unfit("the batch is not where it should be")
         if not 2 <= len(shape) <= 5 or shape[0] != BATCH:
             (place,) = self.call(aten.add.Tensor, self.value(), place)
         if not 2 <= len(self.shape(place)) <= 5 or self.shape(place)[0] != BATCH:
