@@ -33,7 +33,7 @@ def test_unknown_paths_methods_and_parameters_are_problems_too(api: Api) -> None
     problem = problem_of(api.client.get("/jobs", params={"limt": 5}), 422, "invalid_request")
     assert problem["errors"][0]["pointer"] == "/query/limt"
     assert problem["errors"][0]["allowed"] == ["after", "limit", "status"]
-    problem_of(api.client.post("/models", params={"arch": "timm/resnet18"}, content=b"x"), 422, "invalid_request")
+    problem_of(api.client.post("/models", params={"archive": "x"}, content=b"x"), 422, "invalid_request")
     problem_of(api.client.get("/healthz", params={"x": 1}), 422, "invalid_request")
 
 
