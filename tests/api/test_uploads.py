@@ -102,9 +102,7 @@ def test_weights_are_taken_with_the_name_of_their_network_and_only_then(api: Api
     assert "?arch=timm/resnet18" in problem_of(refused, 422, "unknown_format")["detail"]
 
 
-@pytest.mark.parametrize(
-    "arch", ["resnet18", "timm/", "timm/hf_hub:x", "timm/../x", "transformers/os.x", "x/y"]
-)
+@pytest.mark.parametrize("arch", ["resnet18", "timm/", "timm/hf_hub:x", "timm/../x", "transformers/os.x", "x/y"])
 def test_the_name_of_a_network_is_a_name(api: Api, arch: str) -> None:
     refused = api.client.post("/models", params={"arch": arch}, content=_weights())
     problem = problem_of(refused, 422, "invalid_request")
