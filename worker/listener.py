@@ -20,6 +20,8 @@ _NOTICE = struct.Struct("=QIIiIQ6Q")
 _ANSWER = struct.Struct("=QqiI")
 _CONTINUE = 1
 _COUNT_SECONDS = 0.05
+_TO_BEGIN_SECONDS = 0.1
+"""After it was let through, a process or thread is there to be counted; a busy machine takes its time."""
 
 
 class Listener:
@@ -29,7 +31,7 @@ class Listener:
         self.descriptor = descriptor
         self._household, self._plan = household, plan
         self._processes = self._tasks = 1
-        self._counted = 0.0
+        self._counted = self._allowed = 0.0
 
     def answer(self) -> None:
         """Take one call that waits, and let it through or refuse it."""
@@ -49,11 +51,13 @@ class Listener:
             return 0 if self._household.has(first & 0xFFFFFFFF) else errno.EPERM
         is_thread = number == seccomp.CLONE and bool(first & seccomp.CLONE_THREAD)
         if self._is_full(is_thread) and time.monotonic() - self._counted > _COUNT_SECONDS:
+            time.sleep(max(0.0, self._allowed + _TO_BEGIN_SECONDS - time.monotonic()))
             members = self._household.members()
             self._processes, self._tasks = len(members), sum(members.values())
             self._counted = time.monotonic()
         if self._is_full(is_thread):
             return errno.EAGAIN
+        self._allowed = time.monotonic()
         self._tasks += 1
         if not is_thread:
             self._processes += 1
