@@ -72,6 +72,28 @@ def test_attention_with_a_mask_that_learns_is_written(tmp_path: Path) -> None:
     torch.testing.assert_close(in_onnxruntime(path, subject, inputs)[0], expected)
 
 
+class WindowedAttention(nn.Module):
+    """Attention in windows of an image, which have a dimension of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.head = nn.Linear(16, 48), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).view(x.shape[0], 4, 6, 3, 2, 8).permute(3, 0, 1, 4, 2, 5).unbind(0)
+        y = nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.head(y.transpose(2, 3).reshape(x.shape[0], 24, 16))
+
+
+def test_attention_of_five_dimensions_is_written(tmp_path: Path) -> None:
+    subject = lifted(randomised(WindowedAttention()), (torch.randn(2, 24, 16),), tmp_path)
+    path = exported(subject.graph, subject, tmp_path)
+    inputs = subject.example_inputs(3)
+    with torch.no_grad():
+        expected = subject.graph(*inputs)
+    torch.testing.assert_close(in_onnxruntime(path, subject, inputs)[0], expected)
+
+
 def test_an_lstm_that_projects_its_state_is_refused(tmp_path: Path) -> None:
     class Projected(nn.Module):
         def __init__(self) -> None:

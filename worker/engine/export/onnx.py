@@ -17,11 +17,12 @@ import torch
 from onnx import numpy_helper
 from onnxscript import ir, opset18
 from onnxscript.function_libs.torch_lib.ops.core import aten_mean_dim
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from models.errors import Code, Failure
 from worker.engine.export.dynamic import dynamic_shapes
 from worker.engine.graph.integer import DEQUANTIZE, ROUND_TRIP
+from worker.engine.graph.shapes import record_shapes
 from worker.engine.subject import Subject
 
 _LARGEST_BYTES = (2 << 30) - (16 << 20)
@@ -51,7 +52,7 @@ def export_onnx(graph: fx.GraphModule, subject: Subject, path: Path) -> None:
     with _quiet():
         try:
             program = torch.onnx.export(
-                _with_attention_in_order(graph.to("cpu").eval()),
+                _with_attention_in_order(graph.to("cpu").eval(), inputs),
                 inputs,
                 dynamo=True,
                 verbose=False,
@@ -80,16 +81,40 @@ def export_onnx(graph: fx.GraphModule, subject: Subject, path: Path) -> None:
     onnx.save_model(model, path)
 
 
-def _with_attention_in_order(graph: fx.GraphModule) -> fx.GraphModule:
+def _with_attention_in_order(graph: fx.GraphModule, inputs: tuple[Tensor, ...]) -> fx.GraphModule:
     """The exporter takes the layout of attention's result from one kernel and then views it as another one gave it,
-    which fails. A copy in plain order, which is no operator of the file, leaves nothing to guess."""
+    which fails. A copy in plain order, which is no operator of the file, leaves nothing to guess. It knows attention of
+    four dimensions only, so those before the heads are made one."""
     plain = copy.deepcopy(graph.graph)
-    for node in plain.find_nodes(op="call_function", target=torch.ops.aten.scaled_dot_product_attention.default):
+    found = plain.find_nodes(op="call_function", target=torch.ops.aten.scaled_dot_product_attention.default)
+    if found:
+        record_shapes(fx.GraphModule(graph, plain), inputs)
+    for node in found:
+        _in_four_dimensions(plain, node)
         with plain.inserting_after(node):
             ordered = plain.call_function(torch.ops.aten.clone.default, (node,))
         node.replace_all_uses_with(ordered, delete_user_cb=lambda user, ordered=ordered: user is not ordered)
         ordered.kwargs = {"memory_format": torch.contiguous_format}
     return fx.GraphModule(graph, plain)
+
+
+def _in_four_dimensions(graph: fx.Graph, node: fx.Node) -> None:
+    query, key, value = node.args[:3]
+    mask = node.args[3] if len(node.args) > 3 else node.kwargs.get("attn_mask")
+    ranks = {len(part.meta["sizes"]) for part in (query, key, value) if isinstance(part, fx.Node)}
+    rank = max(ranks)
+    stacks = {part.meta["sizes"][:-2] for part in (query, key, value) if isinstance(part, fx.Node)}
+    if rank < 5 or len(stacks) > 1 or (isinstance(mask, fx.Node) and len(mask.meta["sizes"]) > 3):
+        return
+    aten = torch.ops.aten
+    with graph.inserting_before(node):
+        sizes = [graph.call_function(aten.sym_size.int, (query, place)) for place in range(rank - 1)]
+        width = graph.call_function(aten.sym_size.int, (value, rank - 1))
+        merged = [graph.call_function(aten.flatten.using_ints, (part, 0, rank - 4)) for part in (query, key, value)]
+    node.args = (*merged, *node.args[3:])
+    with graph.inserting_after(node):
+        whole = graph.call_function(aten.reshape.default, (node, [*sizes, width]))
+    node.replace_all_uses_with(whole, delete_user_cb=lambda user: user is not whole)
 
 
 _op: Any = opset18
