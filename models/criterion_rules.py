@@ -63,6 +63,11 @@ def default_loss(data: Data, network: NetworkInspection, dataset: DatasetInspect
     return "task" if "float" in output_that_counts(data, network).dtype else "distill"
 
 
+def scaled_layers(network: NetworkInspection) -> set[str]:
+    """The layers whose scales `bn_gamma` ranks by."""
+    return {layer.name for layer in network.layers if layer.kind.startswith("BatchNorm")}
+
+
 def check_batch_norm(
     network: NetworkInspection,
     groups: Sequence[GroupInfo],
@@ -73,7 +78,7 @@ def check_batch_norm(
     """`bn_gamma` needs a BatchNorm in one of `groups`; in each of them where every group loses the same fraction."""
     if CRITERIA[criterion].needs != "batch_norm":
         return
-    scaled = {layer.name for layer in network.layers if layer.kind.startswith("BatchNorm")}
+    scaled = scaled_layers(network)
     bare = [group for group in groups if not scaled.intersection(group.layers)]
     if len(bare) == len(groups):
         message = (

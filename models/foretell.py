@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from models.criterion_rules import scaled_layers
 from models.inspection import GroupInfo, NetworkInspection
 from models.prune_policy import Policy, layers_of, policy_for, removable_counts
 from models.prune_search import Levels, alike, goal, nearest, own_wanted, reach
@@ -128,8 +129,7 @@ def _free(step: PruneStep, network: NetworkInspection, units: Units) -> list[_Co
 
 def _is_ranked(group: GroupInfo, policy: Policy, network: NetworkInspection) -> bool:
     """By the scales of BatchNorm only groups that have one."""
-    scaled = {layer.name for layer in network.layers if layer.kind.startswith("BatchNorm")}
-    return policy.criterion != "bn_gamma" or bool(scaled.intersection(group.layers))
+    return policy.criterion != "bn_gamma" or bool(scaled_layers(network).intersection(group.layers))
 
 
 def _is_decided_by_counts(step: PruneStep, network: NetworkInspection) -> bool:

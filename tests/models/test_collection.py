@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 from sqlalchemy import func, select, true
@@ -26,6 +26,7 @@ from models.blobs import UNNAMED_SECONDS, Blob, FolderBlobs, StoredBlob
 from models.database import Database
 from models.errors import Code, Failure
 from models.tables import Base, CondemnedBlob, Dataset, Job, Network, ResumableUpload
+from tests.models import machines
 from tests.models.rows import ARTIFACT, ERROR, LEASE, REPORT, at, claim, submit
 from tests.models.test_transitions import together
 
@@ -33,16 +34,7 @@ GRACE = timedelta(seconds=1000)
 REFERENCES = collection.REFERENCES
 CONTENTS = [b"first", b"second", b"third"]
 Token = tuple[str, int]
-QUICK = settings(
-    max_examples=15,
-    stateful_step_count=40,
-    deadline=None,
-    database=None,
-    phases=[Phase.explicit, Phase.generate],
-    suppress_health_check=list(HealthCheck),
-    derandomize=True,
-    report_multiple_bugs=False,
-)
+QUICK = settings(machines.QUICK, max_examples=15, stateful_step_count=40)
 contents = st.sampled_from(CONTENTS)
 numbers = st.integers(0, 7)
 
