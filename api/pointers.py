@@ -78,6 +78,8 @@ def field_problems(errors: Sequence[Any], body: Any = None) -> tuple[FieldProble
             pointer = "/" + "/".join(str(part) for part in location)
         else:
             inside = location[1:] if location[:1] == ["body"] else location
+            if error["type"] == "union_tag_invalid":
+                inside = [*inside, error["ctx"]["discriminator"].strip("'")]
             pointer = json_pointer(inside, body, missing=error["type"] == "missing")
         problems.append(FieldProblem(pointer=pointer, message=_message(error), allowed=_allowed(error)))
     return tuple(problems)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 from models.criteria import GradientLoss
 from models.criterion_rules import check_gradients, default_loss
@@ -19,11 +18,11 @@ from models.inspection import DatasetInspection, NetworkInspection
 from models.presets import PRESETS
 from models.prune_policy import resolve_prune
 from models.prune_rules import check_prune
+from models.quantize_rules import check_quantize, data_needed_for
 from models.sensitivity_rules import changes_nothing, check_export, check_sensitivity
 from models.sparsify_rules import check_cut_of_a_pattern, check_sparsify, check_what_it_reads, resolve_sparsify
 from models.spec import (
     FinetuneStep,
-    LayerChoice,
     Loss,
     PruneStep,
     QuantizeStep,
@@ -48,7 +47,7 @@ FOLLOWS: dict[str, StepRule] = {
     "prune": StepRule(after=_FLOATS, data_for=None),
     "sparsify": StepRule(after=_FLOATS, data_for=None),
     "finetune": StepRule(after=_FLOATS, data_for="to train on"),
-    "quantize": StepRule(after=_FLOATS, data_for="to calibrate with"),
+    "quantize": StepRule(after=_FLOATS, data_for=None),  # What a scheme needs is in `quantize_rules`.
     "sensitivity": StepRule(after=_FLOATS, data_for="to measure on"),
 }
 """One row a step. Integers can be neither cut nor trained, so nothing follows `quantize`."""
@@ -88,7 +87,7 @@ def check(spec: Spec, network: NetworkInspection, dataset: DatasetInspection | N
             case FinetuneStep():
                 problems += check_training(spec, network, dataset, step, pointer)
             case QuantizeStep():
-                problems += _check_quantize(step, network, pointer)
+                problems += check_quantize(step, network, pointer)
             case SensitivityStep():
                 unmatched = list(check_globs([choice.match for choice in step.layers], network.layers, pointer))
                 problems += unmatched or check_sensitivity(step, network, pointer)
@@ -151,7 +150,7 @@ def _check_order(steps: Sequence[Step], index: int, pointer: str) -> Iterable[Fi
 
 
 def _check_needs(spec: Spec, step: Step, pointer: str) -> Iterable[FieldProblem]:
-    purpose = FOLLOWS[step.step].data_for
+    purpose = data_needed_for(step) or FOLLOWS[step.step].data_for
     if purpose is not None and spec.data is None:
         whose = "The" if pointer != "/preset" else f"The preset {spec.preset!r} has a"
         needs = "needs" if pointer != "/preset" else "that needs"
@@ -160,15 +159,3 @@ def _check_needs(spec: Spec, step: Step, pointer: str) -> Iterable[FieldProblem]
             'Upload some (`POST /datasets`) and give `"data": {"dataset": "dat_…"}`.'
         )
         yield FieldProblem(pointer=pointer, message=message)
-
-
-def _check_quantize(step: QuantizeStep, network: NetworkInspection, pointer: str) -> Iterable[FieldProblem]:
-    unmatched = list(check_globs([choice.match for choice in step.layers], network.layers, pointer))
-    yield from unmatched
-    if not unmatched and network.layers and all(_is_skipped(layer.name, step.layers) for layer in network.layers):
-        message = "Every layer is skipped, so nothing would be quantized: skip fewer."
-        yield FieldProblem(pointer=f"{pointer}/layers", message=message)
-
-
-def _is_skipped(name: str, choices: Sequence[LayerChoice]) -> bool:
-    return any(fnmatchcase(name, choice.match) for choice in choices)

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from models.spec_prune import Amount, LayerAmount, PruneChoice, PruneStep, Quantity, Schedule, Target
+from models.spec_quantize import Quantize, QuantizeStep, flatten_choices
 from models.spec_sensitivity import SensitivityStep
 from models.spec_sparsify import Blocks, LayerSparsity, NOfM, SparsifyStep
 from models.spec_train import Distill, FinetuneStep, Loss, Training
@@ -30,6 +31,7 @@ __all__ = [
     "PruneChoice",
     "PruneStep",
     "Quantity",
+    "Quantize",
     "QuantizeStep",
     "Require",
     "Schedule",
@@ -86,17 +88,10 @@ class Data(Strict):
     output: str | None = Field(default=None, description="Name of the output that counts when there are several.")
 
 
-class QuantizeStep(Strict):
-    """Make the weights and activations 8-bit integers (post-training, static, per output channel)."""
-
-    step: Literal["quantize"]
-    scheme: Literal["int8"] = "int8"
-    method: Literal["ptq"] = "ptq"
-    calibration_samples: Annotated[int, Field(ge=1, le=100_000)] = 256
-    layers: Annotated[list[LayerChoice], Field(max_length=1000)] = Field(default=[])
-
-
-Step = Annotated[PruneStep | SparsifyStep | FinetuneStep | QuantizeStep | SensitivityStep, Field(discriminator="step")]
+Step = Annotated[
+    PruneStep | SparsifyStep | FinetuneStep | Quantize | SensitivityStep,
+    Field(discriminator="step", json_schema_extra=flatten_choices),
+]
 
 
 class Limits(Strict):

@@ -29,6 +29,7 @@ from models.spec import (
     Target,
     Task,
 )
+from models.spec_quantize import QUANTIZE_STEPS
 from models.tables import Worker
 from models.views import Capabilities, DeviceView, LimitsView
 
@@ -84,7 +85,7 @@ def capabilities(service: Service) -> Capabilities:
         targets=list(Target.model_fields),
         curves=_field(Schedule, "curve"),
         losses=_field(FinetuneStep, "loss"),
-        schemes=_field(QuantizeStep, "scheme"),
+        schemes=[scheme for step in QUANTIZE_STEPS for scheme in _field(step, "scheme")],
         methods=_field(QuantizeStep, "method"),
         tasks=_choices(Task),
         metrics=_choices(Metric),

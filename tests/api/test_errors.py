@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import logging
 import socket
+from typing import Annotated, Any, Literal
 
 import httpx
 import pytest
+from jsonschema import Draft202012Validator
+from pydantic import BeforeValidator, Field, ValidationError
 from sqlalchemy import text
 
 from api.errors import STATUSES
-from api.pointers import json_pointer
+from api.pointers import field_problems, json_pointer
 from models.errors import HINTS, Code
 from models.logs import HumanLine
+from models.spec_prune import PruneStep
+from models.spec_quantize import QuantizeStep, flatten_choices, with_a_scheme
+from models.spec_types import Strict
 from tests.api import stories
 from tests.api.serving import Api
 from tests.api.stories import problem_of
@@ -111,3 +117,48 @@ def test_a_pointer_names_what_was_sent_and_no_branch_of_a_union() -> None:
     assert json_pointer(("steps", 0, "prune"), document) == "/steps/0"
     assert json_pointer(("a/b", "~"), document) == "/a~1b/~0"
     assert json_pointer((), document) == ""
+
+
+class _Other(Strict):
+    step: Literal["quantize"]
+    scheme: Literal["one", "two"]
+    number: int = 0
+
+
+class _Steps(Strict):
+    """As `models.spec` has it, with one more scheme."""
+
+    steps: list[
+        Annotated[
+            PruneStep | Annotated[QuantizeStep | _Other, Field(discriminator="scheme"), BeforeValidator(with_a_scheme)],
+            Field(discriminator="step", json_schema_extra=flatten_choices),
+        ]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fields", "pointer", "allowed"),
+    [
+        ({"calibration_samples": 0}, "/steps/0/calibration_samples", None),
+        ({"scheme": "int8", "number": 1}, "/steps/0/number", None),
+        ({"scheme": "two", "number": "x"}, "/steps/0/number", None),
+        ({"scheme": "three"}, "/steps/0/scheme", ["int8", "one", "two"]),
+        ({"step": "quantise"}, "/steps/0/step", ["prune", "quantize"]),
+    ],
+)
+def test_a_scheme_has_fields_of_its_own(fields: dict[str, Any], pointer: str, allowed: list[str] | None) -> None:
+    document = {"steps": [{"step": "quantize"} | fields]}
+    with pytest.raises(ValidationError) as caught:
+        _Steps.model_validate(document)
+    (problem,) = field_problems(caught.value.errors(), document)
+    assert (problem.pointer, problem.allowed) == (pointer, allowed)
+
+
+def test_the_schema_of_steps_is_one_list() -> None:
+    schema = _Steps.model_json_schema()
+    names = [choice["$ref"].rpartition("/")[2] for choice in schema["properties"]["steps"]["items"]["oneOf"]]
+    assert names == ["PruneStep", "QuantizeStep", "_Other"]
+    reader = Draft202012Validator(schema)
+    for step in ({}, {"scheme": "int8"}, {"scheme": "two", "number": 3}):
+        assert reader.is_valid({"steps": [{"step": "quantize"} | step]})
+    assert not reader.is_valid({"steps": [{"step": "quantize", "number": 3}]})

@@ -36,7 +36,7 @@ def test_every_wrong_field_is_pointed_at_with_what_is_allowed(api: Api) -> None:
         "/steps/0/criterion",
         "/steps/0/amount/macs",
         "/steps/0/amonut",
-        "/steps/1",
+        "/steps/1/step",
         "/steps/2/epochs",
         "/steps/2/distill/from",
         "/steps/3",
@@ -45,7 +45,7 @@ def test_every_wrong_field_is_pointed_at_with_what_is_allowed(api: Api) -> None:
         "/limits/timeout_s",
     }
     assert pointed["/steps/0/criterion"]["allowed"] == list(CRITERIA)
-    assert pointed["/steps/1"]["allowed"] == ["prune", "sparsify", "finetune", "quantize", "sensitivity"]
+    assert pointed["/steps/1/step"]["allowed"] == ["prune", "sparsify", "finetune", "quantize", "sensitivity"]
     assert pointed["/steps/3"]["message"] == "give amount, here or for some layers"
     assert "/schema/job" in problem["hint"]
 

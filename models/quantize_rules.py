@@ -1,0 +1,28 @@
+"""What a `quantize` step of each scheme may ask of a network and needs of the data; a part of `rules.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+
+from models.errors import FieldProblem
+from models.globs import check_globs
+from models.inspection import NetworkInspection
+from models.spec import LayerChoice, QuantizeStep, Step
+
+
+def data_needed_for(step: Step) -> str | None:
+    """Why `step` needs data, where it is one of `quantize` that does."""
+    return "to calibrate with" if isinstance(step, QuantizeStep) else None
+
+
+def check_quantize(step: QuantizeStep, network: NetworkInspection, pointer: str) -> Iterable[FieldProblem]:
+    unmatched = list(check_globs([choice.match for choice in step.layers], network.layers, pointer))
+    yield from unmatched
+    if not unmatched and network.layers and all(_is_skipped(layer.name, step.layers) for layer in network.layers):
+        message = "Every layer is skipped, so nothing would be quantized: skip fewer."
+        yield FieldProblem(pointer=f"{pointer}/layers", message=message)
+
+
+def _is_skipped(name: str, choices: Sequence[LayerChoice]) -> bool:
+    return any(fnmatchcase(name, choice.match) for choice in choices)

@@ -1,0 +1,42 @@
+"""How a spec asks for fewer bits. Each scheme is a class of its own, told by the field `scheme`.
+
+One more scheme is one class here, named in `Quantize`, and a row in each table that `tests/test_structure.py` compares.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from models.spec_types import LayerChoice, Strict
+
+
+class QuantizeStep(Strict):
+    """Make the weights and activations 8-bit integers (post-training, static, per output channel)."""
+
+    step: Literal["quantize"]
+    scheme: Literal["int8"] = "int8"
+    method: Literal["ptq"] = "ptq"
+    calibration_samples: Annotated[int, Field(ge=1, le=100_000)] = 256
+    layers: Annotated[list[LayerChoice], Field(max_length=1000)] = Field(default=[])
+
+
+def with_a_scheme(value: Any) -> Any:
+    """`int8` where the scheme is left out: what tells the classes apart must be there."""
+    return {**value, "scheme": "int8"} if isinstance(value, dict) and "scheme" not in value else value
+
+
+QUANTIZE_STEPS: tuple[type[Strict], ...] = (QuantizeStep,)
+Quantize = Annotated[QuantizeStep, BeforeValidator(with_a_scheme)]
+"""Every scheme. With a second class:
+`Annotated[QuantizeStep | …, Field(discriminator="scheme"), BeforeValidator(with_a_scheme)]`."""
+
+
+def flatten_choices(schema: dict[str, Any]) -> None:
+    """A JSON Schema of choices with choices inside as one list: OpenAPI's `discriminator` cannot say the inner ones,
+    and `const` says them all."""
+    choices = schema.get("oneOf", [])
+    schema["oneOf"] = [inner for choice in choices for inner in choice.get("oneOf", [choice])]
+    if any("oneOf" in choice for choice in choices):
+        del schema["discriminator"]
