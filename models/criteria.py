@@ -22,6 +22,9 @@ NormalizeOver = Literal["parameters", "group"]
 GradientLoss = Literal["task", "distill"]
 """What is differentiated: the loss on labels, or the distance to the original's outputs."""
 
+GRADIENT_SAMPLES = 512
+"""Training samples whose gradients are taken without a choice."""
+
 Needs = Literal["nothing", "weights", "batch_norm", "gradients"]
 
 

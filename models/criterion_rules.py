@@ -9,7 +9,7 @@ from models.criteria import CRITERIA, GradientLoss, UnitCriterion, needs_gradien
 from models.data_rules import effective_task, output_that_counts
 from models.errors import FieldProblem
 from models.inspection import DatasetInspection, GroupInfo, NetworkInspection
-from models.spec import Data, Spec
+from models.spec import Data, PruneStep, SparsifyStep, Spec
 
 ANOTHER = "use a criterion that reads weights alone, such as `l2`"
 
@@ -34,26 +34,34 @@ def check_gradients(
         yield FieldProblem(pointer=pointer, message=message, allowed=_without_gradients())
 
 
-def check_loss(
+def check_differentiation(
     spec: Spec,
     network: NetworkInspection,
     dataset: DatasetInspection | None,
     criterion: UnitCriterion,
-    loss: GradientLoss | None,
+    step: PruneStep | SparsifyStep,
     pointer: str,
 ) -> Iterable[FieldProblem]:
-    """A loss is for a criterion that differentiates it, and the task's for data with labels."""
-    if loss is None:
+    """Samples and a loss are for a criterion that reads gradients, and the task's loss for data with labels."""
+    yield from check_samples(criterion, step.samples, pointer)
+    if step.loss is None:
         return
     if not needs_gradients(criterion):
         message = f"The criterion {criterion!r} reads no gradients, so no loss is differentiated: leave `loss` out."
-        yield FieldProblem(pointer=pointer, message=message)
-    elif loss == "task" and spec.data is not None and default_loss(spec.data, network, dataset) == "distill":
+        yield FieldProblem(pointer=f"{pointer}/loss", message=message)
+    elif step.loss == "task" and spec.data is not None and default_loss(spec.data, network, dataset) == "distill":
         message = (
             "Gradients of the loss 'task' need labels, a task and an output of scores that are floating-point; this "
             "data and network do not have them all: use 'distill'."
         )
-        yield FieldProblem(pointer=pointer, message=message, allowed=["distill"])
+        yield FieldProblem(pointer=f"{pointer}/loss", message=message, allowed=["distill"])
+
+
+def check_samples(criterion: UnitCriterion, samples: int | None, pointer: str) -> Iterable[FieldProblem]:
+    """A number of samples is for a criterion that takes gradients of them."""
+    if samples is not None and not needs_gradients(criterion):
+        message = f"The criterion {criterion!r} reads no gradients, so no samples are taken: leave `samples` out."
+        yield FieldProblem(pointer=f"{pointer}/samples", message=message)
 
 
 def default_loss(data: Data, network: NetworkInspection, dataset: DatasetInspection | None) -> GradientLoss:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from models.criteria import CRITERIA, GradientLoss, Normalize, UnitCriterion, needs_gradients
+from models.criteria import CRITERIA, GRADIENT_SAMPLES, GradientLoss, Normalize, UnitCriterion, needs_gradients
 from models.inspection import GroupInfo
 from models.spec_prune import Amount, LayerAmount, PruneChoice, PruneStep
 from models.spec_train import Loss
@@ -95,6 +95,7 @@ def resolve_prune(step: PruneStep, loss: Loss, differentiated: GradientLoss | No
     filled = {
         "normalize": normalization(step, None),
         "loss": step.loss or differentiated,
+        "samples": step.samples or (GRADIENT_SAMPLES if differentiated else None),
         "layers": layers,
         "schedule": schedule,
     }

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from models.criteria import UnitCriterion, needs_gradients
-from models.criterion_rules import check_batch_norm, check_gradients, check_loss
+from models.criterion_rules import check_batch_norm, check_differentiation, check_gradients
 from models.errors import FieldProblem
 from models.globs import check_globs
 from models.inspection import DatasetInspection, GroupInfo, NetworkInspection
@@ -48,7 +48,7 @@ def check_prune(
     yield from check_schedule(spec, network, dataset, step.schedule, pointer)
     field = f"{pointer}/criterion" if spec.steps is not None else pointer
     yield from check_gradients(spec, network, step.criterion, field)
-    yield from check_loss(spec, network, dataset, _differentiated(step), step.loss, f"{pointer}/loss")
+    yield from check_differentiation(spec, network, dataset, _differentiated(step), step, pointer)
     for index, choice in enumerate(step.layers):
         if choice.criterion is not None:
             where = f"{pointer}/layers/{index}/criterion"

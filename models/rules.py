@@ -19,7 +19,7 @@ from models.presets import PRESETS
 from models.prune_policy import resolve_prune
 from models.prune_rules import check_prune
 from models.quantize_rules import check_quantize, data_needed_for
-from models.sensitivity_rules import changes_nothing, check_export, check_sensitivity
+from models.sensitivity_rules import changes_nothing, check_export, check_sensitivity, resolve_sensitivity
 from models.sparsify_rules import check_cut_of_a_pattern, check_sparsify, check_what_it_reads, resolve_sparsify
 from models.spec import (
     FinetuneStep,
@@ -125,6 +125,8 @@ def _filled_in(step: Step, learnt: Loss, differentiated: GradientLoss | None) ->
         return step.model_copy(update={"loss": learnt})
     if isinstance(step, SparsifyStep):
         return resolve_sparsify(step, learnt, differentiated)
+    if isinstance(step, SensitivityStep):
+        return resolve_sensitivity(step)
     return resolve_prune(step, learnt, differentiated) if isinstance(step, PruneStep) else step
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
-from models.criterion_rules import check_batch_norm
+from models.criteria import GRADIENT_SAMPLES, needs_gradients
+from models.criterion_rules import check_batch_norm, check_samples
 from models.errors import FieldProblem
 from models.inspection import GroupInfo, NetworkInspection
 from models.spec import SensitivityStep, Spec, Step
@@ -18,6 +19,7 @@ def changes_nothing(steps: Sequence[Step]) -> bool:
 
 def check_sensitivity(step: SensitivityStep, network: NetworkInspection, pointer: str) -> Iterable[FieldProblem]:
     """Some group must be left to try; the step's globs are known to match something."""
+    yield from check_samples(step.criterion, step.samples, pointer)
     tried = [group for group in network.groups if group.units > 1 and not _is_skipped(group, step)]
     if tried:
         yield from check_batch_norm(network, tried, step.criterion, "global", f"{pointer}/criterion")
@@ -26,6 +28,13 @@ def check_sensitivity(step: SensitivityStep, network: NetworkInspection, pointer
     if not step.layers:
         message = "No channels of this network can be removed, so nothing can be tried."
     yield FieldProblem(pointer=pointer, message=message)
+
+
+def resolve_sensitivity(step: SensitivityStep) -> SensitivityStep:
+    """`step` with every default filled in."""
+    if step.samples is None and needs_gradients(step.criterion):
+        return step.model_copy(update={"samples": GRADIENT_SAMPLES})
+    return step
 
 
 def check_export(spec: Spec, steps: Sequence[Step]) -> Iterable[FieldProblem]:

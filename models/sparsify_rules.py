@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-from models.criteria import GradientLoss, needs_gradients
-from models.criterion_rules import check_gradients, check_loss
+from models.criteria import GRADIENT_SAMPLES, GradientLoss, needs_gradients
+from models.criterion_rules import check_differentiation, check_gradients
 from models.errors import FieldProblem
 from models.inspection import DatasetInspection, LayerInfo, NetworkInspection
 from models.spec import Blocks, Loss, NOfM, PruneStep, SparsifyStep, Spec, Step
@@ -65,15 +65,15 @@ def check_what_it_reads(
     for where, criterion in step.criteria().items():
         yield from check_gradients(spec, network, criterion, f"{pointer}{where}")
     differentiated = next(filter(needs_gradients, step.criteria().values()), step.criterion)
-    yield from check_loss(spec, network, dataset, differentiated, step.loss, f"{pointer}/loss")
+    yield from check_differentiation(spec, network, dataset, differentiated, step, pointer)
     yield from check_schedule(spec, network, dataset, step.schedule, pointer)
 
 
 def resolve_sparsify(step: SparsifyStep, loss: Loss, differentiated: GradientLoss | None) -> SparsifyStep:
     """`step` with every default filled in; `loss` and `differentiated` are what the data allows."""
     filled: dict[str, Any] = {}
-    if step.loss is None and any(needs_gradients(criterion) for criterion in step.criteria().values()):
-        filled["loss"] = differentiated
+    if any(needs_gradients(criterion) for criterion in step.criteria().values()):
+        filled |= {"loss": step.loss or differentiated, "samples": step.samples or GRADIENT_SAMPLES}
     if step.schedule is not None and step.schedule.loss is None:
         filled["schedule"] = step.schedule.model_copy(update={"loss": loss})
     return step.model_copy(update=filled)

@@ -166,8 +166,9 @@ class PruneStep(Strict):
     normalize_over: NormalizeOver = Field(
         default="parameters", description="Normalize each parameter's scores, or the group's once they are aggregated."
     )
-    samples: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
-        default=512, description="Training samples whose gradients are taken; only where the criterion needs any."
+    samples: Annotated[int, Field(ge=1, le=1_000_000)] | None = Field(
+        default=None,
+        description="Training samples whose gradients are taken, where the criterion needs any; 512 by default.",
     )
     loss: GradientLoss | None = Field(
         default=None,

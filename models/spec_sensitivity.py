@@ -25,8 +25,9 @@ class SensitivityStep(Strict):
         default=[0.25, 0.5, 0.75], description="Fractions of a group's channels to try without."
     )
     criterion: UnitCriterion = Field(default="l2", description="What makes a channel matter; the least goes first.")
-    samples: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
-        default=512, description="Training samples whose gradients are taken; only where the criterion needs any."
+    samples: Annotated[int, Field(ge=1, le=1_000_000)] | None = Field(
+        default=None,
+        description="Training samples whose gradients are taken, where the criterion needs any; 512 by default.",
     )
     validation_samples: Count | None = Field(
         default=None, description="Validation samples to measure on, drawn by the seed. Default: all."

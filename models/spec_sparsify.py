@@ -79,8 +79,9 @@ class SparsifyStep(Strict):
     criterion: WeightCriterion = Field(
         default="l1", description="What makes a weight matter; a block's score is the mean of its weights' (l2: root)."
     )
-    samples: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
-        default=512, description="Training samples whose gradients are taken; only where a criterion needs any."
+    samples: Annotated[int, Field(ge=1, le=1_000_000)] | None = Field(
+        default=None,
+        description="Training samples whose gradients are taken, where a criterion needs any; 512 by default.",
     )
     loss: GradientLoss | None = Field(
         default=None,

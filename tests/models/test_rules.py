@@ -428,6 +428,13 @@ REFUSED: dict[str, tuple[Spec, NetworkInspection, DatasetInspection | None, str,
         "/steps/0/loss",
         "The criterion 'l1' reads no gradients, so no loss is differentiated: leave `loss` out.",
     ),
+    "samples that nothing reads": (
+        spec([{**PRUNE, "criterion": "l1", "samples": 64}], data={}),
+        RESNET,
+        UNLABELLED,
+        "/steps/0/samples",
+        "The criterion 'l1' reads no gradients, so no samples are taken: leave `samples` out.",
+    ),
     "batch norm's scales where there is none": (
         spec([{**PRUNE, "criterion": "bn_gamma"}]),
         RESNET,
@@ -537,6 +544,17 @@ def test_what_was_asked_for_is_not_replaced_by_defaults() -> None:
             "export": ["onnx", "pt2"],
         }
     )
+
+
+@pytest.mark.parametrize("step", [PRUNE, {"step": "sparsify", "amount": 0.5}, {"step": "sensitivity"}])
+@pytest.mark.parametrize(("criterion", "samples"), [("taylor", 512), ("l1", None)])
+def test_samples_are_counted_where_gradients_are_read(
+    step: dict[str, Any], criterion: str, samples: int | None
+) -> None:
+    resolved = resolve(spec([{**step, "criterion": criterion}], data={}), RESNET, ARRAYS)
+    assert resolved.steps is not None
+    assert resolved.steps[0].model_dump()["samples"] == samples
+    assert check(resolved, RESNET, ARRAYS) == []
 
 
 def test_no_data_resolves_to_no_data() -> None:

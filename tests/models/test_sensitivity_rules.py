@@ -32,6 +32,7 @@ REFUSED: dict[str, tuple[Spec, NetworkInspection, str, str]] = {
     ),
     "no BatchNorm": (spec({**TRY, "criterion": "bn_gamma"}), RESNET, "/steps/0/criterion", "no group that may shrink"),
     "no gradients": (spec({**TRY, "criterion": "taylor"}), DECIDED, "/steps/0/criterion", "floating-point"),
+    "samples that nothing reads": (spec({**TRY, "samples": 64}), RESNET, "/steps/0/samples", "leave `samples` out"),
     "a file of nothing": (spec(TRY, export=["onnx"]), RESNET, "/export", "leave `export` out, or add a step"),
     "a floor under nothing": (
         spec(TRY, require={"max_metric_drop": 0.1}),

@@ -128,6 +128,12 @@ REFUSED: dict[str, tuple[Spec, NetworkInspection, str, str]] = {
         "/steps/0/loss",
         "The criterion 'l1' reads no gradients, so no loss is differentiated: leave `loss` out.",
     ),
+    "samples that nothing reads": (
+        spec([sparsify(amount=0.5, samples=64)], data={}),
+        RESNET,
+        "/steps/0/samples",
+        "The criterion 'l1' reads no gradients, so no samples are taken: leave `samples` out.",
+    ),
 }
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.criteria import GradientLoss
+from models.criteria import GRADIENT_SAMPLES, GradientLoss
 from models.errors import Code, Failure
 from worker.engine.data.dataset import Batch, Dataset
 from worker.engine.data.labels import IGNORE_INDEX
@@ -57,13 +57,14 @@ def gather(
     subject: Subject,
     run: Run,
     statistics: Collection[Statistic],
-    samples: int,
+    samples: int | None,
     seed: int,
     channels: Channels | None = None,
     loss: GradientLoss | None = None,
     on_progress: Callable[[float], None] = lambda fraction: None,
 ) -> Gradients:
-    """Send up to `samples` training samples through `subject.graph`, in eval mode, and collect its gradients.
+    """Send up to `samples` training samples through `subject.graph`, in eval mode, and collect its gradients; without
+    a choice as many as `GRADIENT_SAMPLES`.
 
     `task` is the loss on labels, `distill` distillation from the original with sampled targets
     (`Objective.sampled_loss`); without a choice the former where there are labels. `joint` needs `channels`, the
@@ -74,7 +75,7 @@ def gather(
     data = _require_data(run)
     network = subject.graph.to(run.device)
     loss_of, kind = _loss(subject, run, data, loss, seed)
-    chosen = data.train.drawn(samples, seed)
+    chosen = data.train.drawn(samples or GRADIENT_SAMPLES, seed)
     with trainable(network), _recurrent_differentiable(network):
         sums = _Sums(network, frozenset(statistics), channels)
         for number, batch in enumerate(chosen.batches(1)):

@@ -18,7 +18,7 @@ def score_groups(
     run: Run,
     channels: Channels,
     choices: Sequence[tuple[Group, Scoring]],
-    samples: int,
+    samples: int | None,
     seed: int,
     loss: GradientLoss | None = None,
 ) -> tuple[list[Scores], Gradients | None]:
