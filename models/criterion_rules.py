@@ -6,9 +6,10 @@ from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from models.criteria import CRITERIA, GradientLoss, UnitCriterion, needs_gradients
-from models.data_rules import effective_task, output_that_counts
+from models.data_rules import output_that_counts
 from models.errors import FieldProblem
 from models.inspection import DatasetInspection, GroupInfo, NetworkInspection
+from models.label_rules import effective_task, is_labelled
 from models.spec import Data, PruneStep, SparsifyStep, Spec
 
 ANOTHER = "use a criterion that reads weights alone, such as `l2`"
@@ -50,9 +51,11 @@ def check_differentiation(
         message = f"The criterion {criterion!r} reads no gradients, so no loss is differentiated: leave `loss` out."
         yield FieldProblem(pointer=f"{pointer}/loss", message=message)
     elif step.loss == "task" and spec.data is not None and default_loss(spec.data, network, dataset) == "distill":
+        embeds = dataset is not None and effective_task(spec.data, dataset) == "embedding"
+        pairs = " (embeddings are learnt from pairs, gradients are of one sample)" if embeds else ""
         message = (
             "Gradients of the loss 'task' need labels, a task and an output of scores that are floating-point; this "
-            "data and network do not have them all: use 'distill'."
+            f"data and network do not have them all{pairs}: use 'distill'."
         )
         yield FieldProblem(pointer=f"{pointer}/loss", message=message, allowed=["distill"])
 
@@ -65,8 +68,8 @@ def check_samples(criterion: UnitCriterion, samples: int | None, pointer: str) -
 
 
 def default_loss(data: Data, network: NetworkInspection, dataset: DatasetInspection | None) -> GradientLoss:
-    """What is differentiated without a choice."""
-    if dataset is None or dataset.labels is None or effective_task(data, dataset) == "none":
+    """What is differentiated without a choice. Embeddings are learnt from pairs, and gradients are of one sample."""
+    if dataset is None or not is_labelled(data, dataset) or effective_task(data, dataset) == "embedding":
         return "distill"
     return "task" if "float" in output_that_counts(data, network).dtype else "distill"
 

@@ -17,14 +17,16 @@ class MetricKind:
 
 
 METRICS: dict[Metric, MetricKind] = {
-    "accuracy": MetricKind(True, frozenset({"classification"})),
+    "perplexity": MetricKind(False, frozenset({"causal_lm"})),
+    "accuracy": MetricKind(True, frozenset({"classification", "tagging", "causal_lm"})),
     "top5_accuracy": MetricKind(True, frozenset({"classification"})),
-    "macro_f1": MetricKind(True, frozenset({"classification"})),
+    "macro_f1": MetricKind(True, frozenset({"classification", "tagging"})),
     "micro_f1": MetricKind(True, frozenset({"multilabel"})),
     "mae": MetricKind(False, frozenset({"regression"})),
     "rmse": MetricKind(False, frozenset({"regression"})),
     "mean_iou": MetricKind(True, frozenset({"segmentation"})),
     "pixel_accuracy": MetricKind(True, frozenset({"segmentation"})),
+    "recall_at_1": MetricKind(True, frozenset({"embedding"})),
     "agreement": MetricKind(True, frozenset()),
 }
 
@@ -36,7 +38,8 @@ def metrics_of(task: Task) -> tuple[Metric, ...]:
 
 
 def default_task(labels: LabelInfo | None) -> Task:
-    """What labels suggest: whole numbers, one a sample: classification; a row of them: multilabel; a map: segmentation.
+    """What labels suggest: whole numbers, one a sample: classification; a row of zeros and ones: multilabel, of others:
+    tagging; a map: segmentation.
 
     Floating-point labels: regression. No labels: none. `labels.shape` is one sample's.
     """
@@ -46,4 +49,6 @@ def default_task(labels: LabelInfo | None) -> Task:
         return "regression"
     if labels.shape in ([], [1]):
         return "classification"
-    return "multilabel" if len(labels.shape) == 1 else "segmentation"
+    if len(labels.shape) != 1:
+        return "segmentation"
+    return "multilabel" if (labels.minimum or 0) >= 0 and (labels.maximum or 0) <= 1 else "tagging"

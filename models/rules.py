@@ -15,6 +15,7 @@ from models.data_rules import check_data, resolve_data
 from models.errors import FieldProblem
 from models.globs import check_globs, nearest
 from models.inspection import DatasetInspection, NetworkInspection
+from models.label_rules import is_labelled
 from models.presets import PRESETS
 from models.prune_policy import resolve_prune
 from models.prune_rules import check_prune
@@ -105,11 +106,10 @@ def resolve(spec: Spec, network: NetworkInspection, dataset: DatasetInspection |
     What stays null does nothing: a transform without `resize`, `crop`, `mean` or `std` leaves that part out.
     Resolving twice changes nothing more."""
     data = None
-    task = "none"
+    learnt: Loss = "distill"
     if spec.data is not None and dataset is not None:
         data = resolve_data(spec.data, network, dataset)
-        task = data.task or "none"
-    learnt: Loss = "distill" if task == "none" else "both"
+        learnt = "both" if is_labelled(data, dataset) else "distill"
     differentiated = default_loss(spec.data, network, dataset) if spec.data is not None else None
     steps = [_filled_in(step, learnt, differentiated) for step in steps_of(spec)]
     export = spec.export

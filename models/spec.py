@@ -46,9 +46,21 @@ __all__ = [
     "Transform",
 ]
 
-Task = Literal["classification", "multilabel", "regression", "segmentation", "none"]
+Task = Literal[
+    "classification", "multilabel", "regression", "segmentation", "tagging", "causal_lm", "embedding", "none"
+]
 Metric = Literal[
-    "accuracy", "top5_accuracy", "macro_f1", "micro_f1", "mae", "rmse", "mean_iou", "pixel_accuracy", "agreement"
+    "perplexity",
+    "accuracy",
+    "top5_accuracy",
+    "macro_f1",
+    "micro_f1",
+    "mae",
+    "rmse",
+    "mean_iou",
+    "pixel_accuracy",
+    "recall_at_1",
+    "agreement",
 ]
 Device = Literal["auto", "cpu", "cuda"]
 ExportFormat = Literal["onnx", "pt2", "safetensors"]
@@ -80,12 +92,19 @@ class Data(Strict):
     dataset: str
     task: Task | None = Field(
         default=None,
-        description="Default: `classification` with one integer label a sample, `multilabel` with a row of them, "
-        "`segmentation` with a map of them, `regression` with float ones, else `none`.",
+        description="Default: `classification` with one integer label a sample, `multilabel` with a row of zeros and "
+        "ones, `tagging` with a row of other integers, `segmentation` with a map of them, `regression` with float "
+        "ones, else `none`. `causal_lm`: without `y`, the label at each position is the token that follows in the "
+        "input. `embedding`: labels say which samples belong together; without them directions are kept.",
     )
     metric: Metric | None = Field(default=None, description="Default: the first metric of the task.")
     transform: Transform = Transform()
     output: str | None = Field(default=None, description="Name of the output that counts when there are several.")
+    ignore: Annotated[int, Field(ge=-(2**31), le=2**31 - 1)] | None = Field(
+        default=None,
+        description="The label that does not count (in `causal_lm` without `y`, the padding token). Default: 255 in "
+        "`segmentation`, -100 in `tagging` and in `causal_lm` with `y`.",
+    )
 
 
 Step = Annotated[

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from models.data_rules import effective_task, output_that_counts
+from models.data_rules import output_that_counts
 from models.errors import FieldProblem
 from models.inspection import DatasetInspection, NetworkInspection
+from models.label_rules import effective_task, is_labelled
 from models.spec import Schedule, Spec, Training
 
 
@@ -18,7 +19,7 @@ def check_training(
         return
     output = output_that_counts(spec.data, network)
     field = f"{pointer}/loss" if spec.steps is not None else pointer
-    if dataset.labels is None or effective_task(spec.data, dataset) == "none":
+    if not is_labelled(spec.data, dataset):
         if training.loss is None:
             return  # The default is `distill` then.
         lacking = "a task and `data.task` is `none`: name the task, or"
@@ -32,6 +33,9 @@ def check_training(
             "name the output with the scores in `data.output`, or use the loss `distill`."
         )
         yield FieldProblem(pointer=field, message=message, allowed=["distill"])
+    elif effective_task(spec.data, dataset) == "embedding" and training.batch_size == 1:
+        message = "Embeddings are learnt from pairs in a batch: make `batch_size` 2 or more, or use the loss `distill`."
+        yield FieldProblem(pointer=f"{pointer}/batch_size" if spec.steps is not None else pointer, message=message)
 
 
 def check_schedule(

@@ -11,26 +11,33 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.errors import Code, Failure
+from models.label_rules import POSITION_TASKS, class_dimension
 from models.spec import Task
-from worker.engine.measure.meters import class_scores, pixel_scores, same_shape
+from worker.engine.data.labels import IGNORE_INDEX
+from worker.engine.measure.scores import class_scores, embeddings, pixel_scores, same_shape, token_scores
 
 LossKind = Literal["task", "distill", "both"]
+CLASS_TASKS: tuple[Task, ...] = ("classification", "segmentation", *POSITION_TASKS)
 SMALLEST_PROBABILITY = 1e-7
+CONTRAST_TEMPERATURE = 0.1
+"""Of the supervised contrastive loss, as its authors use it."""
 
 
 @dataclass(frozen=True)
 class Objective:
     """A loss as a function of a network's outputs.
 
-    `output` is the position of the output that counts; `probabilities`: it ends in a softmax or sigmoid, which is
-    undone first. `scales` has, for each output, the variance that squared errors are divided by; None leaves the
-    output out (it is not floating-point). `score_scale` is that of the output that counts with its end undone.
+    `output` is the position of the output that counts, with its classes along dimension `classes` (None: it has no such
+    dimension); `probabilities`: it ends in a softmax or sigmoid, which is undone first. `scales` has, for each output,
+    the variance that squared errors are divided by; None leaves the output out (it is not floating-point).
+    `score_scale` is that of the output that counts with its end undone.
     `weight` is the share of distillation when `kind` is both.
     """
 
     kind: LossKind
     task: Task
     output: int
+    classes: int | None
     probabilities: bool
     scales: tuple[float | None, ...]
     score_scale: float
@@ -69,7 +76,7 @@ class Objective:
             if scale is None:
                 continue
             if position == self.output and self.probabilities:
-                own, wanted = (as_logits(value.float(), self.task, True) for value in (own, wanted))
+                own, wanted = (as_logits(self._first(value.float()), self.task, True) for value in (own, wanted))
                 scale = self.score_scale
             noise = torch.randn(wanted.shape, generator=draw).to(own.device)
             spread = math.sqrt(floating * scale * wanted.numel() / len(wanted))
@@ -81,11 +88,17 @@ class Objective:
         for position, (own, wanted, scale) in enumerate(zip(outputs, teacher, self.scales, strict=True)):
             if scale is None:
                 continue
-            if position == self.output and has_classes(self.task, wanted):
+            if position == self.output and has_classes(self.task, self._first(wanted)):
+                own, wanted = self._first(own), self._first(wanted)
                 parts.append(softened_divergence(own, wanted, self.temperature, probabilities=self.probabilities))
+            elif position == self.output and self.task == "embedding":
+                parts.append(cosine_distance(own, wanted))
             else:
                 parts.append(F.mse_loss(own.float(), wanted.float()) / scale)
         return torch.stack(parts).mean()
+
+    def _first(self, value: Tensor) -> Tensor:
+        return classes_first(value, self.classes)
 
 
 def objective_for(
@@ -93,11 +106,13 @@ def objective_for(
     task: Task,
     output: int,
     teacher: tuple[Tensor, ...],
+    labels: Tensor | None = None,
     *,
     weight: float,
     temperature: float,
 ) -> Objective:
-    """An objective scaled by the original's outputs on some samples.
+    """An objective scaled by the original's outputs on some samples, whose labels, where there are any, tell the
+    positions of a sequence from its classes.
 
     Raises Failure(NOT_TRAINABLE) when no output is floating-point.
     """
@@ -107,21 +122,26 @@ def objective_for(
             "No output of the network is floating-point, so nothing can be learnt from it; export the network without "
             "the argmax at its end.",
         )
-    probabilities = gives_probabilities(teacher[output], task)
+    positions = labels.shape[1] if labels is not None and task in POSITION_TASKS else None
+    classes = class_dimension(teacher[output].shape, task, positions)
+    counting = classes_first(teacher[output], classes)
+    probabilities = gives_probabilities(counting, task)
     return Objective(
         kind=kind,
         task=task,
         output=output,
+        classes=classes,
         probabilities=probabilities,
         scales=tuple(_variance(value) if value.is_floating_point() else None for value in teacher),
-        score_scale=_variance(as_logits(teacher[output].float(), task, probabilities)),
+        score_scale=_variance(as_logits(counting.float(), task, probabilities)),
         weight=weight,
         temperature=temperature,
     )
 
 
 def task_loss(task: Task, output: Tensor, labels: Tensor, *, probabilities: bool = False) -> Tensor:
-    """Cross entropy for classes (of samples or pixels), binary cross entropy for yes or no, squared error for numbers.
+    """Cross entropy for classes (of samples, pixels or positions), binary cross entropy for yes or no, squared error
+    for numbers, the supervised contrastive loss for embeddings. What is ignored has no part in the mean.
 
     Raises Failure(DATASET_MISMATCH) when the output does not have the task's shape.
     """
@@ -133,12 +153,43 @@ def task_loss(task: Task, output: Tensor, labels: Tensor, *, probabilities: bool
     if task == "multilabel":
         same_shape(output.detach(), labels, task)
         return F.binary_cross_entropy_with_logits(as_logits(output, task, probabilities).reshape(labels.shape), labels)
-    scores = class_scores(output, task) if task == "classification" else pixel_scores(output, labels)
+    if task == "embedding":
+        return supervised_contrast(embeddings(output), labels)
+    if task in POSITION_TASKS:
+        scores = token_scores(output, labels, task)
+    else:
+        scores = class_scores(output, task) if task == "classification" else pixel_scores(output, labels)
     logits = as_logits(scores, task, probabilities)
+    named = labels != IGNORE_INDEX
+    if task != "classification" and not bool(named.any()):
+        return logits.sum() * 0.0  # A mean over nothing would be NaN.
     if logits.shape[1] == 1:
-        named = labels >= 0
         return F.binary_cross_entropy_with_logits(logits[:, 0][named], labels[named].float())
-    return F.cross_entropy(logits, labels)
+    if task in POSITION_TASKS:
+        logits, labels = logits.movedim(1, -1).flatten(0, -2), labels.flatten()
+    return F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX)
+
+
+def supervised_contrast(rows: Tensor, labels: Tensor, temperature: float = CONTRAST_TEMPERATURE) -> Tensor:
+    """The loss L_out of Khosla et al., 2020 (equation 2) on embeddings [N, D] with one view a sample: the mean over
+    anchors of the mean over their positives p of -log(exp(z·p / t) / Σ exp(z·a / t)), z of length 1, a all others.
+
+    Samples without another of their label in the batch are no anchors; without any anchor the loss is 0.
+    """
+    directions = F.normalize(rows.float())
+    itself = torch.eye(len(rows), dtype=torch.bool, device=rows.device)
+    scores = (directions @ directions.T / temperature).masked_fill(itself, -torch.inf)
+    positive = (labels[:, None] == labels[None, :]) & ~itself
+    anchors = positive.any(1)
+    if not bool(anchors.any()):
+        return rows.sum() * 0.0
+    log_share = (scores - scores.logsumexp(1, keepdim=True)).masked_fill(~positive, 0.0)
+    return -(log_share.sum(1)[anchors] / positive.sum(1)[anchors]).mean()
+
+
+def cosine_distance(own: Tensor, wanted: Tensor) -> Tensor:
+    """1 - cosine of embeddings, the mean over samples: the direction is learnt, as retrieval by cosine looks at it."""
+    return (1.0 - F.cosine_similarity(embeddings(own).float(), embeddings(wanted).float())).mean()
 
 
 def softened_divergence(own: Tensor, wanted: Tensor, temperature: float, *, probabilities: bool = False) -> Tensor:
@@ -165,7 +216,7 @@ def as_logits(output: Tensor, task: Task, probabilities: bool) -> Tensor:
 
 def gives_probabilities(output: Tensor, task: Task) -> bool:
     """Whether all values lie in 0 to 1 and, where classes exclude one another, sum to 1 over dimension 1."""
-    if task not in ("classification", "multilabel", "segmentation") or not output.is_floating_point():
+    if task not in ("multilabel", *CLASS_TASKS) or not output.is_floating_point():
         return False
     values = output.float()
     if not bool(((values >= 0) & (values <= 1)).all()):
@@ -177,7 +228,12 @@ def gives_probabilities(output: Tensor, task: Task) -> bool:
 
 def has_classes(task: Task, output: Tensor) -> bool:
     """Whether dimension 1 is a choice among classes."""
-    return task in ("classification", "segmentation") and output.ndim >= 2 and output.shape[1] > 1
+    return task in CLASS_TASKS and output.ndim >= 2 and output.shape[1] > 1
+
+
+def classes_first(output: Tensor, dimension: int | None) -> Tensor:
+    """With the classes, which are along `dimension` (None: along none), along dimension 1."""
+    return output.unsqueeze(1) if dimension is None else output.movedim(dimension, 1)
 
 
 def _variance(values: Tensor) -> float:

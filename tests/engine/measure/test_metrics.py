@@ -17,7 +17,8 @@ from models.metrics import METRICS, default_task, metrics_of
 from models.spec import Data, Metric, Task
 from worker.engine.data.dataset import Dataset, open_dataset
 from worker.engine.data.labels import IGNORE_INDEX
-from worker.engine.measure.meters import AgreementMeter, Meter, Values, meter_for
+from worker.engine.measure.agreement import AgreementMeter
+from worker.engine.measure.meters import Meter, meter_for
 from worker.engine.measure.metrics import (
     agreement,
     as_outputs,
@@ -28,6 +29,7 @@ from worker.engine.measure.metrics import (
     forward_of,
     output_index,
 )
+from worker.engine.measure.scores import Values
 
 INPUT = TensorInfo(name="x", dtype="float32", shape=[None, 4])
 

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.data_rules import class_channels
 from models.errors import Code, Failure
 from models.inspection import TensorInfo
+from models.label_rules import POSITION_TASKS, class_channels
 from models.metrics import metrics_of
 from models.spec import Data, Metric, Task
 from worker.engine.data.images import ImageSamples
@@ -21,6 +21,7 @@ from worker.engine.data.npz import Array, read_npz
 from worker.engine.data.samples import ArraySamples, Samples
 from worker.engine.data.sniff import dataset_format
 from worker.engine.data.splits import Rows, SplitName, make_splits, split_names
+from worker.engine.data.tokens import NextTokens, next_tokens
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Split:
     name: SplitName
     samples: Samples
     rows: Rows
-    label_reader: Labels | None
+    label_reader: Labels | NextTokens | None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -82,6 +83,7 @@ class Dataset:
     """`class_count` is the highest class + 1 (or the number of class folders); None when labels are not classes.
 
     `has_labels` is False when the task is `none`, whatever the file holds. `metric` is the one that decides.
+    `positions` is how many labels a sequence has, where each position has one.
     `split_made_here`: some part was drawn from the seed, so the original may have been trained on it.
     """
 
@@ -95,12 +97,13 @@ class Dataset:
     split_made_here: bool
     skipped_samples: int = 0
     class_names: list[str] | None = None
+    positions: int | None = None
 
     def check_output(self, output: TensorInfo) -> None:
         """Raises Failure(DATASET_MISMATCH) when the labels cannot belong to this output of the network."""
         if self.class_count is None:
             return
-        channels = class_channels(output.shape, self.task)
+        channels = class_channels(output.shape, self.task, self.positions)
         if channels is not None and channels <= 5 and self.metric == "top5_accuracy":
             raise Failure(
                 Code.DATASET_MISMATCH,
@@ -139,10 +142,12 @@ def open_dataset(path: Path, data: Data, inputs: tuple[TensorInfo, ...], seed: i
         class_names, skipped = samples.class_names, samples.skipped
         raw_labels = np.array([file.class_index for file in samples.files]) if class_names else None
 
-    labels = read_labels(raw_labels, data.task, class_names)
+    labels = read_labels(raw_labels, data.task, class_names, data.ignore)
     splits = make_splits(len(samples), given, labels.strata if labels else None, seed)
     task = labels.task if labels else data.task or "none"
-    reader = labels if task != "none" else None
+    reader: Labels | NextTokens | None = labels if task != "none" else None
+    if task == "causal_lm" and labels is None:
+        reader = next_tokens(samples, inputs, data.ignore)
 
     def split(name: SplitName, rows: Rows) -> Split:
         return Split(name, samples, rows, reader)
@@ -154,10 +159,11 @@ def open_dataset(path: Path, data: Data, inputs: tuple[TensorInfo, ...], seed: i
         task=task,
         metric=_metric(data.metric, task, has_labels=reader is not None),
         has_labels=reader is not None,
-        class_count=reader.class_count if reader else None,
+        class_count=labels.class_count if labels else None,
         split_made_here=splits.made_here,
         skipped_samples=skipped,
         class_names=class_names,
+        positions=labels.values.shape[1] if labels and task in POSITION_TASKS else None,
     )
 
 

@@ -10,39 +10,43 @@ from torch import Tensor
 
 from models.errors import Code, Failure
 from models.inspection import LabelInfo
+from models.label_rules import DEFAULT_IGNORE, POSITION_TASKS
 from models.metrics import default_task
 from models.spec import Task
 from worker.engine.data.npz import Array
 from worker.engine.data.samples import as_tensor, blocks, check_finite
 from worker.engine.data.splits import Rows
 
-IGNORED_PIXEL = 255
-"""In segmentation maps this label means "no class here" (the convention of PASCAL VOC)."""
 IGNORE_INDEX = -100
-"""What an ignored pixel becomes in a batch (the default of torch's cross entropy)."""
+"""What a label that does not count becomes in a batch (the default of torch's cross entropy)."""
+
+ONE_A_SAMPLE: tuple[Task, ...] = ("classification", "embedding")
 
 
 @dataclass(frozen=True)
 class Labels:
-    """`read` gives int64 [N] for classification, int64 [N, H, W] for segmentation (`IGNORE_INDEX` where no class is),
-    float32 [N, K] of zeros and ones for multilabel, float32 [N, …] for regression."""
+    """`read` gives int64 [N] for classification and embedding, int64 [N, H, W] for segmentation and [N, L] for tagging
+    and causal_lm (`IGNORE_INDEX` where the label is `ignored`), float32 [N, K] of zeros and ones for multilabel,
+    float32 [N, …] for regression."""
 
     task: Task
     values: Array
     class_count: int | None
+    ignored: int | None = None
 
     @property
     def strata(self) -> Array | None:
         """An integer for each sample that splits keep in proportion."""
-        return np.asarray(self.values).reshape(-1) if self.task == "classification" else None
+        return np.asarray(self.values).reshape(-1) if self.task in ONE_A_SAMPLE else None
 
     def read(self, rows: Rows) -> Tensor:
         labels = as_tensor(self.values[rows])
-        if self.task == "classification":
+        if self.task in ONE_A_SAMPLE:
             return labels.reshape(-1).to(torch.int64)
-        if self.task == "segmentation":
-            labels = labels.reshape(len(labels), *self.values.shape[-2:]).to(torch.int64)
-            return labels.masked_fill(labels == IGNORED_PIXEL, IGNORE_INDEX)
+        if self.task in DEFAULT_IGNORE:
+            shape = self.values.shape[-2:] if self.task == "segmentation" else self.values.shape[1:]
+            labels = labels.reshape(len(labels), *shape).to(torch.int64)
+            return labels if self.ignored is None else labels.masked_fill(labels == self.ignored, IGNORE_INDEX)
         return labels.to(torch.float32)
 
 
@@ -65,8 +69,11 @@ def label_info(values: Array) -> LabelInfo:
     )
 
 
-def read_labels(values: Array | None, task: Task | None, class_names: list[str] | None) -> Labels | None:
-    """Labels for `task` (None: what they suggest). None without labels.
+def read_labels(
+    values: Array | None, task: Task | None, class_names: list[str] | None, ignored: int | None = None
+) -> Labels | None:
+    """Labels for `task` (None: what they suggest), of which `ignored` (None: the task's own) does not count. None
+    without labels.
 
     Raises Failure: DATASET_MISMATCH when they are not of the task's kind, DATASET_BAD when out of range or all equal.
     """
@@ -94,8 +101,16 @@ def read_labels(values: Array | None, task: Task | None, class_names: list[str] 
     if task == "segmentation":
         flat = len(info.shape) == 2 or (len(info.shape) == 3 and info.shape[0] == 1)
         _require(whole and flat, task, "an integer map [height, width] for each sample", info)
+    if task in POSITION_TASKS:
+        _require(whole and len(info.shape) == 1, task, "an integer for each position of each sample", info)
+    if task in DEFAULT_IGNORE:
+        ignored = DEFAULT_IGNORE[task] if ignored is None else ignored
+        lowest, highest_class = _range(values, ignored)
         _check_classes(info, lowest)
-        return Labels(task, values, _highest_class(values) + 1)
+        return Labels(task, values, highest_class + 1, ignored)
+    if task == "embedding":
+        _require(whole and info.shape in ([], [1]), task, "one integer a sample", info)
+        _check_classes(info, 0)
     return Labels(task, values, None)
 
 
@@ -127,9 +142,9 @@ def _only_zero_and_one(values: Array) -> bool:
     return all(bool(np.isin(block, (0, 1)).all()) for _, block in blocks(values))
 
 
-def _highest_class(values: Array) -> int:
-    highest = 0
-    for _, block in blocks(values):
-        named = block[block != IGNORED_PIXEL]
-        highest = max(highest, int(named.max()) if named.size else 0)
-    return highest
+def _range(values: Array, ignored: int) -> tuple[int, int]:
+    """The lowest and the highest class. Raises Failure(DATASET_BAD) where no label counts."""
+    found = [(int(named.min()), int(named.max())) for _, b in blocks(values) if (named := b[b != ignored]).size]
+    if not found:
+        raise Failure(Code.DATASET_BAD, f"Every label is {ignored}, which does not count.", where="y")
+    return min(low for low, _ in found), max(high for _, high in found)

@@ -11,7 +11,8 @@ from torch import Tensor
 from models.report import Latency, MetricValue
 from models.spec import Task
 from worker.engine.data.dataset import Split
-from worker.engine.measure.meters import AgreementMeter, meter_for
+from worker.engine.measure.agreement import AgreementMeter
+from worker.engine.measure.meters import meter_for
 from worker.engine.measure.metrics import BATCH_SIZE, metric_value
 from worker.engine.measure.runtime import FreshProcess, peak_memory_bytes
 from worker.engine.measure.size import file_size_bytes, gzip_size_bytes
@@ -61,7 +62,7 @@ def score_pair(
     done = 0
     for batch in split.batches(BATCH_SIZE):
         answers = [process.run(path, batch.inputs)[0][output] for path in (original, compressed)]
-        agreement.add(answers[0], answers[1])
+        agreement.add(answers[0], answers[1], batch.labels)
         if batch.labels is not None:
             for meter, answer in zip(meters, answers, strict=True):
                 meter.add(answer, batch.labels)

@@ -6,17 +6,18 @@ They take torch tensors or numpy arrays, so that outputs of any runtime are judg
 from __future__ import annotations
 
 import math
-from typing import Any, Protocol
+from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from models.errors import Code, Failure
 from models.spec import Metric, Task
 from worker.engine.data.labels import IGNORE_INDEX
+from worker.engine.measure.retrieval import EmbeddingMeter
+from worker.engine.measure.scores import Values, check_labels, class_scores, pixel_scores, same_shape, token_scores
 
-Values = Tensor | np.ndarray[Any, np.dtype[Any]]
+SMALLEST_PROBABILITY = 1e-7
 
 
 class Meter(Protocol):
@@ -54,7 +55,7 @@ class ClassificationMeter:
         labels = labels.cpu()
         self.count += len(labels)
         self.classes = scores.shape[1]
-        _check_labels(labels, self.classes)
+        check_labels(labels, self.classes)
         if self.classes == 1:
             self.decisions.add(scores[:, 0], labels)
             return
@@ -141,7 +142,7 @@ class SegmentationMeter:
         labels = labels.cpu()
         self.count += len(labels)
         named = labels != IGNORE_INDEX
-        _check_labels(labels, scores.shape[1])
+        check_labels(labels, scores.shape[1])
         if scores.shape[1] == 1:
             self.decisions.add(scores[:, 0][named], labels[named])
             return
@@ -166,6 +167,69 @@ class SegmentationMeter:
             "mean_iou": float((hit / union)[union > 0].mean()),
             "pixel_accuracy": float(hit.sum() / confusion.sum()),
         }
+
+
+class TaggingMeter:
+    """Outputs as `token_scores` takes them, labels [N, L]: the positions whose label counts, as so many samples.
+
+    accuracy and macro_f1 as in classification.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.positions = ClassificationMeter()
+
+    def add(self, outputs: Values, labels: Tensor) -> None:
+        labels = labels.cpu()
+        scores = token_scores(outputs, labels, "tagging").cpu()
+        self.count += len(labels)
+        named = labels != IGNORE_INDEX
+        if bool(named.any()):
+            self.positions.add(scores.movedim(1, -1)[named], labels[named])
+
+    def values(self) -> dict[Metric, float]:
+        require_some(self.positions.count)
+        values = self.positions.values()
+        return {"accuracy": values["accuracy"], "macro_f1": values["macro_f1"]}
+
+
+class LanguageMeter:
+    """Outputs [N, L, V]: logits or probabilities of the token that labels [N, L] name; ignored positions do not count.
+
+    perplexity, the exponential of the mean negative log likelihood over all positions; accuracy of the next token.
+    Which of the two the network gives is read off its scores: probabilities never leave 0 to 1.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.tokens = 0
+        self.correct = 0
+        self.negative_log = torch.zeros(2, dtype=torch.float64)
+        self.are_probabilities = True
+
+    def add(self, outputs: Values, labels: Tensor) -> None:
+        labels = labels.cpu()
+        scores = token_scores(outputs, labels, "causal_lm").movedim(1, -1).cpu()
+        self.count += len(labels)
+        named = labels != IGNORE_INDEX
+        if not bool(named.any()):
+            return
+        wanted = labels[named]
+        scores = scores[named].float()
+        check_labels(wanted, scores.shape[1])
+        self.tokens += len(wanted)
+        self.correct += int((scores.argmax(1) == wanted).sum())
+        self.are_probabilities = self.are_probabilities and bool(((scores >= 0) & (scores <= 1)).all())
+        own = scores.gather(1, wanted[:, None])[:, 0].double()
+        self.negative_log += torch.stack(
+            [(scores.logsumexp(1).double() - own).sum(), -own.clamp_min(SMALLEST_PROBABILITY).log().sum()]
+        )
+
+    def values(self) -> dict[Metric, float]:
+        require_some(self.tokens)
+        mean = float(self.negative_log[1 if self.are_probabilities else 0]) / self.tokens
+        # Beyond this no float holds the power; a network so far off is wrong, not broken.
+        return {"perplexity": math.exp(min(mean, 700.0)), "accuracy": self.correct / self.tokens}
 
 
 class Decisions:
@@ -193,90 +257,15 @@ class Decisions:
         return a, b, c, d
 
 
-class AgreementMeter:
-    """How far two networks answer alike, 1 for always.
-
-    classification and segmentation: the share of samples (pixels) with the same first class; multilabel: the share of
-    equal decisions; otherwise 1 - |a - b| / |a| (Euclidean norms over everything added), not below 0.
-    """
-
-    def __init__(self, task: Task) -> None:
-        self.task = task
-        self.count = 0
-        self.equal = torch.zeros(2, dtype=torch.int64)
-        self.compared = 0
-        self.are_probabilities = True
-        self.difference = 0.0
-        self.magnitude = 0.0
-
-    def add(self, reference: Values, other: Values) -> None:
-        a, b = as_tensor(reference), as_tensor(other)
-        self.count += len(a)
-        if self.task in ("regression", "none"):
-            a, b = a.double(), b.double()
-            self.difference += float((a - b).square().sum())
-            self.magnitude += float(a.square().sum())
-            return
-        if self.task == "classification":
-            a, b = class_scores(a, self.task), class_scores(b, self.task)
-        if self.task == "multilabel" or a.shape[1:2] == (1,):
-            self.are_probabilities = self.are_probabilities and bool(((a >= 0) & (a <= 1)).all())
-            self.compared += a.numel()
-            self.equal += torch.stack([((a > cut) == (b > cut)).sum() for cut in (0.0, 0.5)])
-            return
-        same = a.argmax(1) == b.argmax(1)
-        self.compared += same.numel()
-        self.equal += same.sum()
-
-    def value(self) -> float:
-        if self.task in ("regression", "none"):
-            if self.magnitude == 0.0:
-                return 1.0 if self.difference == 0.0 else 0.0
-            return max(0.0, 1.0 - math.sqrt(self.difference / self.magnitude))
-        return int(self.equal[1 if self.are_probabilities else 0]) / self.compared
-
-
 METERS: dict[Task, type[Meter]] = {
     "classification": ClassificationMeter,
     "multilabel": MultilabelMeter,
     "regression": RegressionMeter,
     "segmentation": SegmentationMeter,
+    "tagging": TaggingMeter,
+    "causal_lm": LanguageMeter,
+    "embedding": EmbeddingMeter,
 }
-
-
-def as_tensor(values: Values) -> Tensor:
-    return torch.as_tensor(values).detach().cpu()
-
-
-def class_scores(outputs: Values, task: Task) -> Tensor:
-    """[N, K] from [N], [N, K] or [N, K, 1, …]. Raises Failure(DATASET_MISMATCH) for any other shape."""
-    scores = torch.as_tensor(outputs)
-    if scores.ndim == 1:
-        scores = scores[:, None]
-    if scores.ndim < 2 or scores[:1, :1].numel() != 1:
-        raise _mismatch(scores, task, "[N, classes]")
-    return scores.flatten(1)
-
-
-def same_shape(outputs: Values, labels: Tensor, task: Task) -> Tensor:
-    """Outputs in the shape of the labels. Raises Failure(DATASET_MISMATCH) when their sizes differ."""
-    values = torch.as_tensor(outputs)
-    wanted = [size for size in labels.shape[1:] if size != 1]
-    if len(values) != len(labels) or [size for size in values.shape[1:] if size != 1] != wanted:
-        raise _mismatch(values, task, f"{['N', *labels.shape[1:]]} like the labels")
-    return values.reshape(labels.shape).cpu()
-
-
-def pixel_scores(outputs: Values, labels: Tensor) -> Tensor:
-    """[N, K, H, W] that covers labels [N, H, W]. Raises Failure(DATASET_MISMATCH) otherwise."""
-    scores = torch.as_tensor(outputs)
-    if scores.ndim == labels.ndim:
-        scores = scores[:, None]
-    if scores.ndim != 4 or scores.shape[2:] != labels.shape[1:]:
-        raise _mismatch(
-            scores, "segmentation", f"[N, classes, {', '.join(map(str, labels.shape[1:]))}] like the labels"
-        )
-    return scores
 
 
 def _f1(true_positive: int, false_positive: int, false_negative: int) -> float | None:
@@ -284,20 +273,12 @@ def _f1(true_positive: int, false_positive: int, false_negative: int) -> float |
     return 2 * true_positive / total if total else None
 
 
-def _check_labels(labels: Tensor, channels: int) -> None:
-    """One channel is one score, for two classes."""
-    classes = max(2, channels)
-    if int(labels.max()) >= classes:
+def require_some(positions: int) -> None:
+    """Raises Failure(DATASET_BAD) when nothing was there to be judged."""
+    if not positions:
         raise Failure(
-            Code.DATASET_MISMATCH,
-            f"A label is {int(labels.max())} and the network's output has {classes} classes (0 to {classes - 1}); "
-            "send the labels it was trained on, or name another output in `data.output`.",
+            Code.DATASET_BAD,
+            "No position of one of the splits has a label that counts: send sequences that are not padding alone, or "
+            "set `data.ignore`.",
+            where="y",
         )
-
-
-def _mismatch(outputs: Tensor, task: Task, wanted: str) -> Failure:
-    return Failure(
-        Code.DATASET_MISMATCH,
-        f"The task {task!r} takes an output {wanted}; the network's output is {['N', *outputs.shape[1:]]}. "
-        "Name another output in `data.output`, or set `data.task` to what the network does.",
-    )

@@ -16,7 +16,10 @@ from models.report import MetricValue
 from models.spec import Metric, Task
 from worker.engine.data.dataset import Dataset, Split
 from worker.engine.data.labels import IGNORE_INDEX
-from worker.engine.measure.meters import AgreementMeter, Values, meter_for
+from worker.engine.measure.agreement import AgreementMeter
+from worker.engine.measure.meters import meter_for
+from worker.engine.measure.retrieval import chance_of_recall
+from worker.engine.measure.scores import Values
 
 Forward = Callable[[tuple[Tensor, ...]], Any]
 """Inputs in call order to outputs: a tensor or array, or a sequence or mapping of them."""
@@ -98,7 +101,8 @@ def evaluate_agreement(
         return None
     meter = AgreementMeter(task)
     for batch in split.batches(batch_size):
-        meter.add(as_outputs(reference(batch.inputs))[output], as_outputs(other(batch.inputs))[output])
+        first, second = (as_outputs(forward(batch.inputs))[output] for forward in (reference, other))
+        meter.add(first, second, batch.labels)
     return metric_value("agreement", meter.value(), meter.count, split)
 
 
@@ -155,9 +159,15 @@ def _constant_answer(metric: Metric, labels: Tensor, dataset: Dataset) -> float:
         meter.add(middle.expand_as(labels), labels)
     elif dataset.task == "multilabel":
         meter.add(torch.ones_like(labels), labels)
+    elif dataset.task == "embedding":
+        return chance_of_recall(labels)
+    elif dataset.task == "causal_lm":
+        share = torch.bincount(labels[labels != IGNORE_INDEX]).double()
+        share = share[share > 0] / share.sum()
+        return float(share.max()) if metric == "accuracy" else math.exp(float(-(share * share.log()).sum()))
     else:
         named = labels[labels != IGNORE_INDEX]
         frequency = torch.bincount(named.flatten(), minlength=max(2, dataset.class_count or 2)).double()
-        scores = frequency.reshape(1, -1, *[1] * (labels.ndim - 1))
-        meter.add(scores.expand(len(labels), -1, *labels.shape[1:]), labels)
+        scores = frequency.reshape(1, -1, *[1] * (labels.ndim - 1)).expand(len(labels), -1, *labels.shape[1:])
+        meter.add(scores.movedim(1, -1) if dataset.task == "tagging" else scores, labels)
     return meter.values().get(metric, 0.0)

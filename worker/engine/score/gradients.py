@@ -104,8 +104,9 @@ def _loss(
     teacher = forward_of(subject.original.to(run.device), run.device)
     output = output_index(subject.outputs, run.spec.data.output if run.spec.data else None)
     data.check_output(subject.outputs[output])
-    scaled_by = teacher(data.train.sample(SCALE_SAMPLES, seed).inputs)
-    labelled = data.has_labels and scaled_by[output].is_floating_point()
+    some = data.train.sample(SCALE_SAMPLES, seed)
+    scaled_by = teacher(some.inputs)
+    labelled = data.has_labels and data.task != "embedding" and scaled_by[output].is_floating_point()
     if asked == "task" and not labelled:
         raise Failure(
             Code.INVALID_SPEC,
@@ -113,7 +114,7 @@ def _loss(
             where="/steps/loss",
         )
     kind: GradientLoss = asked or ("task" if labelled else "distill")
-    objective = objective_for(kind, data.task, output, scaled_by, weight=1.0, temperature=1.0)
+    objective = objective_for(kind, data.task, output, scaled_by, some.labels, weight=1.0, temperature=1.0)
     draw = torch.Generator().manual_seed(seed)
 
     def loss_of(batch: Batch) -> Tensor:

@@ -14,7 +14,8 @@ from models.spec import FinetuneStep, Metric
 from models.statuses import Phase
 from worker.engine.data.dataset import Batch, Dataset
 from worker.engine.losses import LossKind, Objective, objective_for
-from worker.engine.measure.meters import AgreementMeter, Meter, meter_for
+from worker.engine.measure.agreement import AgreementMeter
+from worker.engine.measure.meters import Meter, meter_for
 from worker.engine.measure.metrics import as_outputs, forward_of, index_outside, output_index, require_finite
 from worker.engine.run import Run
 from worker.engine.subject import Record, Subject
@@ -39,11 +40,13 @@ def run(subject: Subject, step: FinetuneStep, run: Run) -> dict[str, Any]:
     device_of(subject.graph)  # No parameters at all: said before anything runs.
     network, original = subject.graph.to(run.device), subject.original.to(run.device)
     teacher = forward_of(original, run.device)
+    some = data.val.sample(SCALE_SAMPLES, run.spec.seed)
     objective = objective_for(
         kind,
         data.task,
         output,
-        teacher(data.val.sample(SCALE_SAMPLES, run.spec.seed).inputs),
+        teacher(some.inputs),
+        some.labels,
         weight=step.distill.weight,
         temperature=step.distill.temperature,
     )
@@ -126,7 +129,7 @@ def _judge(
         wanted = teacher(batch.inputs) if by_agreement or objective.needs_teacher else None
         total += float(objective.loss(outputs, wanted, batch.labels)) * len(batch)
         if wanted is not None and by_agreement:
-            agreement.add(wanted[objective.output], outputs[objective.output])
+            agreement.add(wanted[objective.output], outputs[objective.output], batch.labels)
         elif meter is not None and batch.labels is not None:
             meter.add(outputs[objective.output], batch.labels)
     value = agreement.value() if meter is None else meter.values()[data.metric]
