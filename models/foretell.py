@@ -12,7 +12,7 @@ from models.prune_policy import Policy, layers_of, policy_for, removable_counts
 from models.prune_search import Levels, alike, goal, nearest, own_wanted, reach
 from models.schedules import gone_after
 from models.sizes import QUANTITIES, Polynomials, Sizes, evaluate
-from models.spec import PruneStep, QuantizeStep, Step
+from models.spec import DynamicStep, PruneStep, QuantizeStep, Step
 
 Units = tuple[int, ...]
 """For each group of the inspection, how many units it keeps."""
@@ -68,7 +68,7 @@ def foretell(steps: Sequence[Step], network: NetworkInspection) -> list[Left]:
             if least == most and network.sizes.exact:
                 asked = _asked(step, network.sizes.most, most)
             least, most = _after(step, network, least, most)
-        shrunk = shrunk or isinstance(step, QuantizeStep)
+        shrunk = shrunk or isinstance(step, QuantizeStep | DynamicStep)
         units = tuple(Bounds(*pair) for pair in zip(least, most, strict=True))
         quantities = _quantities(network.sizes, least, most)
         found.append(Left(units, _in_integers(quantities, network) if shrunk else quantities, asked))

@@ -8,7 +8,10 @@ from fnmatch import fnmatchcase
 from models.errors import FieldProblem
 from models.globs import check_globs
 from models.inspection import NetworkInspection
-from models.spec import LayerChoice, QuantizeStep, Step
+from models.spec import DynamicStep, LayerChoice, QuantizeStep, Step
+
+DYNAMIC_KINDS = frozenset({"LSTM", "Linear"})
+"""The layers that a runtime has kernels for which range their inputs."""
 
 
 def data_needed_for(step: Step) -> str | None:
@@ -16,12 +19,23 @@ def data_needed_for(step: Step) -> str | None:
     return "to calibrate with" if isinstance(step, QuantizeStep) else None
 
 
-def check_quantize(step: QuantizeStep, network: NetworkInspection, pointer: str) -> Iterable[FieldProblem]:
+def check_quantize(
+    step: QuantizeStep | DynamicStep, network: NetworkInspection, pointer: str
+) -> Iterable[FieldProblem]:
     unmatched = list(check_globs([choice.match for choice in step.layers], network.layers, pointer))
     yield from unmatched
-    if not unmatched and network.layers and all(_is_skipped(layer.name, step.layers) for layer in network.layers):
+    if unmatched or not network.layers:
+        return
+    left = [layer for layer in network.layers if not _is_skipped(layer.name, step.layers)]
+    if not left:
         message = "Every layer is skipped, so nothing would be quantized: skip fewer."
         yield FieldProblem(pointer=f"{pointer}/layers", message=message)
+    elif isinstance(step, DynamicStep) and not any(layer.kind in DYNAMIC_KINDS for layer in left):
+        message = (
+            "Inputs can be ranged at run time in linear layers and LSTMs only, and none is left here: "
+            'use `"method": "ptq"`.'
+        )
+        yield FieldProblem(pointer=f"{pointer}/method", message=message, allowed=["ptq"])
 
 
 def _is_skipped(name: str, choices: Sequence[LayerChoice]) -> bool:

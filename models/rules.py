@@ -23,6 +23,7 @@ from models.quantize_rules import check_quantize, data_needed_for
 from models.sensitivity_rules import changes_nothing, check_export, check_sensitivity, resolve_sensitivity
 from models.sparsify_rules import check_cut_of_a_pattern, check_sparsify, check_what_it_reads, resolve_sparsify
 from models.spec import (
+    DynamicStep,
     FinetuneStep,
     Loss,
     PruneStep,
@@ -87,7 +88,7 @@ def check(spec: Spec, network: NetworkInspection, dataset: DatasetInspection | N
                 problems += check_what_it_reads(spec, step, network, dataset, pointer)
             case FinetuneStep():
                 problems += check_training(spec, network, dataset, step, pointer)
-            case QuantizeStep():
+            case QuantizeStep() | DynamicStep():
                 problems += check_quantize(step, network, pointer)
             case SensitivityStep():
                 unmatched = list(check_globs([choice.match for choice in step.layers], network.layers, pointer))

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from models.spec_prune import Amount, LayerAmount, PruneChoice, PruneStep, Quantity, Schedule, Target
 from models.spec_quantize import Quantize, QuantizeStep, flatten_choices
+from models.spec_schemes import DynamicStep
 from models.spec_sensitivity import SensitivityStep
 from models.spec_sparsify import Blocks, LayerSparsity, NOfM, SparsifyStep
 from models.spec_train import Distill, FinetuneStep, Loss, Training
@@ -19,6 +20,7 @@ __all__ = [
     "Data",
     "Device",
     "Distill",
+    "DynamicStep",
     "ExportFormat",
     "FinetuneStep",
     "LayerAmount",

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from models.spec_schemes import DynamicStep
 from models.spec_types import LayerChoice, Strict
 
 
@@ -23,14 +24,19 @@ class QuantizeStep(Strict):
 
 
 def with_a_scheme(value: Any) -> Any:
-    """`int8` where the scheme is left out: what tells the classes apart must be there."""
-    return {**value, "scheme": "int8"} if isinstance(value, dict) and "scheme" not in value else value
+    """`int8` where the scheme is left out, and its `ptq` where the method is: what tells the classes apart must be
+    there."""
+    if not isinstance(value, dict):
+        return value
+    value = {"scheme": "int8", **value}
+    return {"method": "ptq", **value} if value["scheme"] == "int8" else value
 
 
-QUANTIZE_STEPS: tuple[type[Strict], ...] = (QuantizeStep,)
-Quantize = Annotated[QuantizeStep, BeforeValidator(with_a_scheme)]
-"""Every scheme. With a second class:
-`Annotated[QuantizeStep | …, Field(discriminator="scheme"), BeforeValidator(with_a_scheme)]`."""
+QUANTIZE_STEPS: tuple[type[Strict], ...] = (QuantizeStep, DynamicStep)
+Int8 = Annotated[QuantizeStep | DynamicStep, Field(discriminator="method")]
+Quantize = Annotated[Int8, BeforeValidator(with_a_scheme)]
+"""Every scheme. With a second one:
+`Annotated[Int8 | …, Field(discriminator="scheme"), BeforeValidator(with_a_scheme)]`."""
 
 
 def flatten_choices(schema: dict[str, Any]) -> None:

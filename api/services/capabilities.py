@@ -22,7 +22,6 @@ from models.spec import (
     Metric,
     NOfM,
     PruneStep,
-    QuantizeStep,
     Schedule,
     SensitivityStep,
     SparsifyStep,
@@ -44,6 +43,12 @@ def _choices(annotation: Any) -> list[str]:
 
 def _field(model: Any, name: str) -> list[str]:
     return _choices(model.model_fields[name].annotation)
+
+
+def _of_schemes(name: str) -> list[str]:
+    """What the classes of `quantize` allow in the field `name`, those that have it."""
+    steps = [step for step in QUANTIZE_STEPS if name in step.model_fields]
+    return list(dict.fromkeys(choice for step in steps for choice in _field(step, name)))
 
 
 def _versions(workers: Iterable[Worker]) -> dict[str, list[str]]:
@@ -71,7 +76,7 @@ def capabilities(service: Service) -> Capabilities:
         alive = live(session, service.settings)
     classes = sorted({worker.device_class for worker in alive if worker.device_class})
     settings = service.settings
-    steps = (PruneStep, SparsifyStep, FinetuneStep, QuantizeStep, SensitivityStep)
+    steps = (PruneStep, SparsifyStep, FinetuneStep, QUANTIZE_STEPS[0], SensitivityStep)
     return Capabilities(
         steps=[choice for step in steps for choice in _field(step, "step")],
         structures=_field(PruneStep, "structure"),
@@ -85,8 +90,8 @@ def capabilities(service: Service) -> Capabilities:
         targets=list(Target.model_fields),
         curves=_field(Schedule, "curve"),
         losses=_field(FinetuneStep, "loss"),
-        schemes=[scheme for step in QUANTIZE_STEPS for scheme in _field(step, "scheme")],
-        methods=_field(QuantizeStep, "method"),
+        schemes=_of_schemes("scheme"),
+        methods=_of_schemes("method"),
         tasks=_choices(Task),
         metrics=_choices(Metric),
         model_formats=_field(NetworkInspection, "format"),

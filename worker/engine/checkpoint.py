@@ -17,6 +17,7 @@ from models.errors import Code, Failure
 from models.events import CheckpointEvent
 from models.report import StepReport
 from worker.engine.prune.step import replay as replay_prune
+from worker.engine.quantize.dynamic.step import replay as replay_dynamic
 from worker.engine.quantize.step import replay as replay_quantize
 from worker.engine.run import Run
 from worker.engine.sparsify.step import replay as replay_sparsify
@@ -29,6 +30,7 @@ REPLAY = {
     "sparsify": replay_sparsify,
     "finetune": replay_finetune,
     "quantize": replay_quantize,
+    "quantize dynamic": replay_dynamic,
 }
 _REPORTS = TypeAdapter(list[StepReport])
 _NETWORK = "network."

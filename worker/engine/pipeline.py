@@ -18,7 +18,7 @@ from models.messages import CompressRequest
 from models.report import Measurement, StepReport
 from models.rules import check, resolve
 from models.sensitivity_rules import changes_nothing
-from models.spec import FinetuneStep, PruneStep, QuantizeStep, SensitivityStep, SparsifyStep, Step
+from models.spec import DynamicStep, FinetuneStep, PruneStep, QuantizeStep, SensitivityStep, SparsifyStep, Step
 from models.statuses import Phase
 from worker.engine.assess import assess, deciding
 from worker.engine.checkpoint import Checkpoints, restore_checkpoint
@@ -31,6 +31,7 @@ from worker.engine.ingest.read import read_network
 from worker.engine.interrupts import Interrupts
 from worker.engine.measure.metrics import at_chance
 from worker.engine.prune.step import run as prune
+from worker.engine.quantize.dynamic.step import run as quantize_dynamic
 from worker.engine.quantize.step import run as quantize
 from worker.engine.run import Run
 from worker.engine.sensitivity.step import run as sensitivity
@@ -44,6 +45,7 @@ STEPS: dict[type, Callable[[Subject, Any, Run], dict[str, Any]]] = {
     SparsifyStep: sparsify,
     FinetuneStep: finetune,
     QuantizeStep: quantize,
+    DynamicStep: quantize_dynamic,
     SensitivityStep: sensitivity,
 }
 """The code of each step of `models/spec.py`."""

@@ -21,6 +21,8 @@ from torch import Tensor, fx, nn
 
 from models.errors import Code, Failure
 from worker.engine.export.dynamic import dynamic_shapes
+from worker.engine.export.onnx_dynamic import dynamic_linear, dynamic_lstm
+from worker.engine.graph.dynamic import DYNAMIC_LINEAR, DYNAMIC_LSTM
 from worker.engine.graph.integer import DEQUANTIZE, ROUND_TRIP
 from worker.engine.graph.shapes import record_shapes
 from worker.engine.subject import Subject
@@ -63,6 +65,8 @@ def export_onnx(graph: fx.GraphModule, subject: Subject, path: Path) -> None:
                     ROUND_TRIP: _round_trip,
                     DEQUANTIZE: _dequantize,
                     torch.ops.aten.mean.dim: _mean,
+                    DYNAMIC_LINEAR: dynamic_linear,
+                    DYNAMIC_LSTM: dynamic_lstm,
                 },
             )
         except torch.onnx.errors.OnnxExporterError as error:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+
+from worker.engine.graph.dynamic import DynamicLayer, use_dynamic_layers
 
 LARGEST_ACTIVATION = 255
 LARGEST_WEIGHT = 127
@@ -37,13 +39,20 @@ class Quantization:
 
     `activations` by node name. `weight_scales` by layer name: one positive float an output channel, symmetric.
     `kept_float` says of each layer that stays float why. `sqnr_db` of the output of each 8-bit layer, upstream noise
-    included. The integers themselves are the graph's weights divided by their scale.
+    included. The integers themselves are the graph's weights divided by their scale. `dynamic_scales` alike, by
+    parameter name, of the layers whose inputs are ranged at run time (`graph/dynamic.py`).
     """
 
     activations: Mapping[str, Activation]
     weight_scales: Mapping[str, Tensor]
     kept_float: Mapping[str, str]
     sqnr_db: Mapping[str, float]
+    dynamic_scales: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def layers(self) -> set[str]:
+        """The layers of 8-bit weights."""
+        return {*self.weight_scales, *(name.rpartition(".")[0] for name in self.dynamic_scales)}
 
 
 def round_trip(x: Tensor, scale: float, zero_point: int) -> Tensor:
@@ -110,6 +119,7 @@ def integer_network(graph: fx.GraphModule, quantization: Quantization) -> fx.Gra
             assert isinstance(input_scale, float)
             store.add_bias(index, layer.bias, input_scale)
             _call_on_integers(network.graph, call, layer, index)
+    use_dynamic_layers(network, quantization.dynamic_scales)
     network.graph.lint()
     network.recompile()
     return network
@@ -123,6 +133,9 @@ def in_plain_aten(network: fx.GraphModule) -> fx.GraphModule:
     for node in plain.graph.nodes:
         if node.op == "call_function":
             node.target = arithmetic.get(node.target, node.target)
+    for module in plain.modules():
+        if isinstance(module, DynamicLayer):
+            module.plain = True
     plain.recompile()
     return plain
 

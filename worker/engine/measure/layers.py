@@ -31,7 +31,7 @@ def layer_reports(subject: Subject) -> list[LayerReport]:
     quantization = subject.quantization
     rows: list[LayerReport] = []
     for name, layer in _layers(subject.graph).items():
-        integer = quantization is not None and name in quantization.weight_scales
+        integer = quantization is not None and name in quantization.layers
         weights = [tensor for key, tensor in layer.named_parameters(recurse=False) if key.startswith("weight")]
         total = sum(tensor.numel() for tensor in weights)
         zeros = total - sum(int(tensor.count_nonzero()) for tensor in weights)

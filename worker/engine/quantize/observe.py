@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from models.errors import Code, Failure
-from worker.engine.measure.compare import decibels
+from worker.engine.measure.compare import decibels, outputs_of
 
 Inputs = tuple[Tensor, ...]
 Range = tuple[float, float]
@@ -54,11 +54,11 @@ def layer_sqnr_db(graph: fx.GraphModule, network: fx.GraphModule, inputs: Inputs
 
     def keep(node: fx.Node, value: Any) -> None:
         if node.op == "call_module" and node.target in layers:
-            clean.setdefault(str(node.target), []).append(value)
+            clean.setdefault(str(node.target), []).append(outputs_of(value)[0])
 
     def compare(node: fx.Node, value: Any) -> None:
         if (name := node.meta.get("int8_layer")) is not None:
-            expected = clean[name].pop(0).double()
+            expected, value = clean[name].pop(0).double(), outputs_of(value)[0]
             signal, noise = powers.setdefault(name, [0.0, 0.0])
             powers[name] = [
                 signal + expected.square().sum().item(),

@@ -100,7 +100,7 @@ _CHAIN = {
 """They make new values: each has a range of its own."""
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_WEIGHTED = (
+WEIGHTED = (
     *INTEGER_LAYERS,
     nn.ConvTranspose1d,
     nn.ConvTranspose2d,
@@ -159,7 +159,7 @@ def _kept_float(graph: fx.GraphModule, skip: Sequence[str]) -> dict[str, str]:
         if node.op != "call_module" or node.target in reasons:
             continue
         layer = graph.get_submodule(node.target)
-        if not isinstance(layer, _WEIGHTED):
+        if not isinstance(layer, WEIGHTED):
             continue
         if any(fnmatchcase(node.target, pattern) for pattern in skip):
             reasons[node.target] = "skipped by `layers`"
@@ -169,12 +169,12 @@ def _kept_float(graph: fx.GraphModule, skip: Sequence[str]) -> dict[str, str]:
             reasons[node.target] = "an embedding is looked up, not computed with"
         elif type(layer) not in INTEGER_LAYERS:
             reasons[node.target] = "transposed convolutions have no 8-bit kernel in the runtime"
-        elif _shares_weight(graph, node.target):
+        elif shares_weight(graph, node.target):
             reasons[node.target] = "its weight is shared with another layer"
     return reasons
 
 
-def _shares_weight(graph: fx.GraphModule, name: str) -> bool:
+def shares_weight(graph: fx.GraphModule, name: str) -> bool:
     layer = graph.get_submodule(name)
     calls: int = sum(node.op == "call_module" and node.target == name for node in graph.graph.nodes)
     return parameter_uses(graph, layer) > calls

@@ -1,0 +1,1 @@
+"""8-bit weights, and inputs that become 8-bit integers at run time."""
