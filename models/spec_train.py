@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 
+from models.spec_optimizer import USUAL_RATES, USUAL_WARM_UP, AdamW, LearningRate, Optimizer, RateSchedule, Share, usual
+from models.spec_regularize import Regularize
 from models.spec_types import Strict
 
 Loss = Literal["task", "distill", "both"]
@@ -28,13 +30,51 @@ class Distill(Strict):
 class Training(Strict):
     """How to train: what every step that does has in common."""
 
-    learning_rate: Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)] = Field(
-        default=5e-4, description="Peak of a one-cycle schedule: linear warm-up, then cosine to zero (AdamW)."
+    optimizer: Optimizer = Field(default=AdamW(), description='`"adamw"`, `"sgd"`, or one with its settings.')
+    learning_rate: LearningRate = Field(
+        default=USUAL_RATES["adamw"],
+        description="Peak of the schedule. Default: 5e-4, with `sgd` 0.01. `auto`: found by a short range test (Smith, "
+        "2017) on a copy of the network; the report says which.",
     )
-    weight_decay: Annotated[float, Field(ge=0, le=1)] = 1e-4
+    rate_schedule: RateSchedule = Field(
+        default="one_cycle",
+        description="After the warm-up: `one_cycle` and `cosine` fall to zero as a cosine does, `linear` as a line; "
+        "`step`: a tenth after half and a hundredth after three quarters of the training (He et al., 2016).",
+    )
+    warm_up: Share = Field(
+        default=USUAL_WARM_UP,
+        description="Share of the training in which the rate rises to its peak. Default: 0.1 of `one_cycle`, else 0.",
+    )
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=1e-4, description="Of matrices and kernels; vectors (biases, scales) do not decay."
+    )
+    clip_norm: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] | None = Field(
+        default=1.0, description="Gradients are scaled down to this norm (Pascanu et al., 2013); null: never."
+    )
+    average: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] | None = Field(
+        default=None,
+        description="Decay of a moving average of the weights (Polyak and Juditsky, 1992), such as 0.999. It is judged "
+        "after every epoch beside the weights themselves, and kept where it is better.",
+    )
+    regularize: Regularize | None = Field(
+        default=None, description="Draw weights or channels to zero, for a `prune` or `sparsify` step that follows."
+    )
+    keep: Literal["best", "last"] = Field(
+        default="best",
+        description="Which weights are kept: those of the best epoch on the validation data (which may be none), or "
+        "the last. Default: `last` with `regularize`, as what was drawn to zero would be lost otherwise.",
+    )
+    batch_norm: Literal["learn", "freeze"] = Field(
+        default="learn", description="`freeze`: the statistics of BatchNorm layers stay, and batches may be small."
+    )
     batch_size: Annotated[int, Field(ge=1, le=4096)] = 64
     loss: Loss | None = Field(default=None, description="Default: `both` with labels and a task, else `distill`.")
     distill: Distill = Distill()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_that_follow(cls, value: Any) -> Any:
+        return usual(value)
 
 
 class FinetuneStep(Training):
@@ -42,3 +82,12 @@ class FinetuneStep(Training):
 
     step: Literal["finetune"]
     epochs: Annotated[int, Field(ge=1, le=1000)] = 5
+    patience: Annotated[int, Field(ge=1, le=1000)] | None = Field(
+        default=None, description="Stop early after so many epochs without a better one; null: never."
+    )
+
+    @model_validator(mode="after")
+    def _patience_waits_for_a_better_one(self) -> FinetuneStep:
+        if self.patience is not None and self.keep == "last":
+            raise ValueError('`patience` waits for a better epoch, and `"keep": "last"` asks for none: leave it out')
+        return self

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from models.criterion_rules import scaled_layers
 from models.data_rules import output_that_counts
 from models.errors import FieldProblem
 from models.inspection import DatasetInspection, NetworkInspection
@@ -15,6 +16,38 @@ def check_training(
     spec: Spec, network: NetworkInspection, dataset: DatasetInspection | None, training: Training, pointer: str
 ) -> Iterable[FieldProblem]:
     """`pointer` is where `training` stands."""
+    yield from _check_norms(spec, network, training, pointer)
+    yield from _check_loss(spec, network, dataset, training, pointer)
+
+
+def _check_norms(spec: Spec, network: NetworkInspection, training: Training, pointer: str) -> Iterable[FieldProblem]:
+    """What training does to layers, or to what `prune` removes, wants those there."""
+    at = pointer if spec.steps is not None else None
+    if training.batch_norm == "freeze" and not scaled_layers(network):
+        message = "The network has no BatchNorm whose statistics could stay: leave `batch_norm` out."
+        yield FieldProblem(pointer=f"{at}/batch_norm" if at else pointer, message=message, allowed=["learn"])
+    asked = training.regularize
+    if asked is None or asked.penalty == "l1":
+        return
+    field = f"{at}/regularize" if at else pointer
+    if not network.groups:
+        message = (
+            f"`{asked.penalty}` draws channels to zero that `prune` can remove, and the network has none: use `l1`, or "
+            "leave `regularize` out."
+        )
+        yield FieldProblem(pointer=field, message=message)
+    elif asked.penalty == "bn_gamma" and not any(scaled_layers(network).intersection(g.layers) for g in network.groups):
+        message = (
+            "`bn_gamma` draws the scales of BatchNorm layers to zero, and no channels that can be removed have one (an "
+            "exporter may have folded them into the convolutions): use `group_lasso`."
+        )
+        yield FieldProblem(pointer=field, message=message)
+
+
+def _check_loss(
+    spec: Spec, network: NetworkInspection, dataset: DatasetInspection | None, training: Training, pointer: str
+) -> Iterable[FieldProblem]:
+    """The task's loss wants labels, and an output with a gradient."""
     if training.loss == "distill" or spec.data is None or dataset is None:
         return
     output = output_that_counts(spec.data, network)

@@ -248,6 +248,9 @@ class Capabilities(_View):
     targets: list[str] = Field(description="Of `amount.target`: quantities of which so much is to be left.")
     curves: list[str] = Field(description="Of `schedule`: how an amount grows from round to round.")
     losses: list[str]
+    optimizers: list[str]
+    rate_schedules: list[str]
+    penalties: list[str]
     schemes: list[str]
     methods: list[str]
     tasks: list[str]

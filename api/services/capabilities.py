@@ -28,7 +28,9 @@ from models.spec import (
     Target,
     Task,
 )
+from models.spec_optimizer import AdamW, Sgd
 from models.spec_quantize import QUANTIZE_STEPS
+from models.spec_regularize import L1, BatchNormGamma, GroupLasso, Growing
 from models.tables import Worker
 from models.views import Capabilities, DeviceView, LimitsView
 
@@ -90,6 +92,9 @@ def capabilities(service: Service) -> Capabilities:
         targets=list(Target.model_fields),
         curves=_field(Schedule, "curve"),
         losses=_field(FinetuneStep, "loss"),
+        optimizers=[name for kind in (AdamW, Sgd) for name in _field(kind, "name")],
+        rate_schedules=_field(FinetuneStep, "rate_schedule"),
+        penalties=[name for kind in (L1, GroupLasso, BatchNormGamma, Growing) for name in _field(kind, "penalty")],
         schemes=_of_schemes("scheme"),
         methods=_of_schemes("method"),
         tasks=_choices(Task),

@@ -19,7 +19,8 @@ from models.inspection import TensorInfo
 from models.spec import Data
 from worker.engine.data.dataset import Batch, Dataset, open_dataset
 from worker.engine.subject import StepState
-from worker.engine.train.loop import Epoch, Log, Plan, Verdict, learning_rate_at, train
+from worker.engine.train.loop import Epoch, Log, Plan, Verdict, train
+from worker.engine.train.rates import learning_rate_at
 from worker.engine.train.state import copy_weights, weights_of
 
 PLAN = Plan(epochs=4, learning_rate=1e-2, weight_decay=1e-2, batch_size=16, seed=3)

@@ -41,7 +41,7 @@ def statistics_for(criteria: Iterable[UnitCriterion]) -> frozenset[Statistic]:
 
 def unscorable(channels: Channels, group: Group, criterion: UnitCriterion) -> str | None:
     """Why the criterion has nothing to go by in this group, if so."""
-    if criterion == "bn_gamma" and not _scored(channels, group, criterion):
+    if criterion == "bn_gamma" and not scored_members(channels, group, criterion):
         return "has no BatchNorm with a scale, which `bn_gamma` ranks by"
     return None
 
@@ -62,7 +62,7 @@ def unit_scores(
     else:
         found = [
             _parameter_scores(slices_of(channels, group, member), scoring.criterion, _moments(gradients, member))
-            for member in _scored(channels, group, scoring.criterion)
+            for member in scored_members(channels, group, scoring.criterion)
         ]
     if not found:
         return np.ones(len(group.units))
@@ -71,7 +71,7 @@ def unit_scores(
     return _normalize(_aggregate(found, scoring.aggregate), scoring.normalize)
 
 
-def _scored(channels: Channels, group: Group, criterion: UnitCriterion) -> list[Member]:
+def scored_members(channels: Channels, group: Group, criterion: UnitCriterion) -> list[Member]:
     """Parameters that carry weight: shared ones once, biases and buffers not at all."""
     found: dict[tuple[int, int], Member] = {}
     for member in group.members:

@@ -8,37 +8,47 @@ epoch take part in that contest, so the result is never judged worse than the st
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from models.errors import Code, Failure
+from models.spec_optimizer import USUAL_WARM_UP, AdamW, RateSchedule, Sgd
 from worker.engine.data.dataset import Batch, Split
-from worker.engine.masks import Masks, mask_gradients, mask_weights
+from worker.engine.masks import Masks
 from worker.engine.subject import StepState
+from worker.engine.train.average import Average
 from worker.engine.train.state import Position, capture, copy_weights, device_of, load_weights, restore
+from worker.engine.train.stepper import Penalty, Stepper, optimizer_for, scheduled
 from worker.engine.trainable import trainable
 
-WARM_UP = 0.1
-"""Share of all steps in which the learning rate rises."""
-LARGEST_GRADIENT = 1.0
-"""Gradients are scaled down to this norm (Pascanu et al., 2013)."""
 REPORTS_PER_EPOCH = 10
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How long and how fast. `learning_rate` is the peak of the schedule."""
+    """How long and how fast. `learning_rate` is the peak of `rate_schedule`; gradients are scaled down to `clip_norm`;
+    `average` is the decay of the weights' moving average; `patience` counts epochs without a better one; the rest is
+    as in `models/spec_train.py`."""
 
     epochs: int
     learning_rate: float
     weight_decay: float
     batch_size: int
     seed: int
+    optimizer: AdamW | Sgd = field(default_factory=AdamW)
+    rate_schedule: RateSchedule = "one_cycle"
+    warm_up: float = USUAL_WARM_UP
+    clip_norm: float | None = 1.0
+    average: float | None = None
+    patience: int | None = None
+    keep: Literal["best", "last"] = "best"
+    freeze_batch_norm: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,36 +64,48 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Epoch:
-    """One line of a training log; epoch 0 is the state before training, which has no training loss."""
+    """One line of a training log; epoch 0 is the state before training, which has no training loss. `averaged`: the
+    verdict is of the average of the weights, which was the better one."""
 
     epoch: int
     train_loss: float | None
     verdict: Verdict
+    averaged: bool = False
 
 
 @dataclass
 class Log:
-    """Every epoch so far and which was best. `cut_short`: time ran out before the last epoch ended."""
+    """Every epoch so far and which is kept: the best, or the last. `cut_short`: time ran out before the last epoch
+    ended."""
 
     epochs: list[Epoch] = field(default_factory=list)
     best: int = 0
     cut_short: bool = False
+    keep: Literal["best", "last"] = "best"
 
     def add(self, epoch: Epoch) -> bool:
-        """Whether it is the best so far."""
+        """Whether it is the one to keep so far."""
         self.epochs.append(epoch)
-        if len(self.epochs) == 1 or epoch.verdict.beats(self.epochs[self.best].verdict):
+        if len(self.epochs) == 1 or self.keep == "last" or epoch.verdict.beats(self.epochs[self.best].verdict):
             self.best = len(self.epochs) - 1
             return True
         return False
+
+    def is_over(self, plan: Plan) -> bool:
+        """Whether the last epoch was the last there will be."""
+        return (
+            self.cut_short
+            or self.epochs[-1].epoch >= plan.epochs
+            or (plan.patience is not None and len(self.epochs) - 1 - self.best >= plan.patience)
+        )
 
     def as_data(self) -> dict[str, Any]:
         return {"best": self.best, "epochs": [asdict(epoch) for epoch in self.epochs]}
 
     @classmethod
-    def from_data(cls, data: dict[str, Any]) -> Log:
-        epochs = [Epoch(row["epoch"], row["train_loss"], Verdict(**row["verdict"])) for row in data["epochs"]]
-        return cls(epochs, data["best"])
+    def from_data(cls, data: dict[str, Any], keep: Literal["best", "last"]) -> Log:
+        epochs = [Epoch(**row | {"verdict": Verdict(**row["verdict"])}) for row in data["epochs"]]
+        return cls(epochs, data["best"], keep=keep)
 
 
 def train(
@@ -93,6 +115,7 @@ def train(
     judge: Callable[[], Verdict],
     plan: Plan,
     *,
+    penalty: Penalty | None = None,
     on_progress: Callable[[float, int], None] = lambda fraction, epoch: None,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
     on_state: Callable[[StepState], None] = lambda state: None,
@@ -101,42 +124,45 @@ def train(
     resume: StepState | None = None,
     masks: Masks = MappingProxyType({}),
 ) -> Log:
-    """Train `network` in place and leave the best weights in it, in eval mode.
+    """Train `network` in place and leave the best weights in it (the last, if the plan says so), in eval mode.
 
-    `loss_of` runs the network on a batch; `judge` looks at the validation samples. `on_progress` gets the share of
-    the whole run that is done, several times an epoch. After each batch `state_due` is asked: where it says so,
-    `on_state` gets a state, and `resume` takes one: what follows is then bit for bit what would have followed. Once
-    `out_of_time` says so the epoch ends there, is judged as any other, and is the last. On a CPU the same seed gives
-    the same weights. What `masks` hold at zero stays exactly zero.
+    `loss_of` runs the network on a batch; `judge` looks at the validation samples; `penalty` draws weights to zero
+    after each step. `on_progress` gets the share of the whole run that is done, several times an epoch. After each
+    batch `state_due` is asked: where it says so, `on_state` gets a state, and `resume` takes one: what follows is then
+    bit for bit what would have followed. Once `out_of_time` says so the epoch ends there, is judged as any other, and
+    is the last. On a CPU the same seed gives the same weights. What `masks` hold at zero stays exactly zero.
     Raises Failure: NOT_TRAINABLE when no gradient reaches a parameter, NAN_LOSS when the loss is not finite.
     """
-    device = device_of(network)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), trainable(network):
-        torch.manual_seed(plan.seed)
+    steps_per_epoch = math.ceil(len(samples) / plan.batch_size)
+    steps = plan.epochs * steps_per_epoch
+    with ready(network, plan):
         order = torch.Generator().manual_seed(plan.seed)
-        optimizer = _optimizer(network, plan)
+        optimizer = optimizer_for(network, plan.optimizer, plan.weight_decay)
         if resume is None:
-            log = Log()
+            log, at = Log(keep=plan.keep), Position(1, order.get_state())
             log.add(Epoch(0, None, judge()))
-            best, at = copy_weights(network), Position(1, order.get_state())
+            best, averages = copy_weights(network), None
             on_epoch(log.epochs[0])
         else:
-            log = Log.from_data(resume.data["log"])
-            best, at = restore(resume, network, optimizer)
+            log = Log.from_data(resume.data["log"], plan.keep)
+            best, averages, at = restore(resume, network, optimizer)
+        average = None if plan.average is None else Average(network, plan.average, averages)
+        rate = scheduled(steps, plan.learning_rate, plan.rate_schedule, plan.warm_up)
+        stepper = Stepper(network, loss_of, optimizer, steps, rate, plan.clip_norm, masks, penalty, average)
 
         def after_batch(at: Position) -> None:
             if state_due():
-                on_state(capture(network, optimizer, at, best, {"log": log.as_data()}))
+                averages = None if average is None else average.values
+                on_state(capture(network, optimizer, at, best, averages, {"log": log.as_data()}))
 
-        while at.epoch <= plan.epochs and not log.cut_short:
+        while not log.is_over(plan):
             order.set_state(at.order)
-            at = _one_epoch(
-                network, samples, loss_of, optimizer, order, plan, at, on_progress, after_batch, out_of_time, masks
-            )
+            train_mode(network, samples, plan)
+            at = _one_epoch(stepper, samples, order, plan, at, on_progress, after_batch, out_of_time)
             if at.samples > 0:
-                line = Epoch(at.epoch, at.mean_loss(), judge())
+                line = _judged(at, judge, average)
                 if log.add(line):
-                    best = copy_weights(network)
+                    best = copy_weights(network) if average is None or not line.averaged else average.copy()
                 on_epoch(line)
             log.cut_short = not at.is_end
             at = Position(at.epoch + 1, order.get_state())
@@ -145,32 +171,19 @@ def train(
     return log
 
 
-def learning_rate_at(step: int, steps: int, peak: float) -> float:
-    """One cycle over `steps` steps (Smith and Topin, 2017): a linear rise over the first tenth, then a cosine to 0."""
-    rising = max(1, round(WARM_UP * steps))
-    if step < rising:
-        return peak * (step + 1) / rising
-    return peak * 0.5 * (1.0 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
-
-
 def _one_epoch(
-    network: nn.Module,
+    stepper: Stepper,
     samples: Split,
-    loss_of: Callable[[Batch], Tensor],
-    optimizer: torch.optim.Optimizer,
     order: torch.Generator,
     plan: Plan,
     start: Position,
     on_progress: Callable[[float, int], None],
     after_batch: Callable[[Position], None],
     out_of_time: Callable[[], bool],
-    masks: Masks,
 ) -> Position:
     """Train from `start` to the end of its epoch, or until `out_of_time`; where it stopped comes back."""
-    device = device_of(network)
-    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    device = device_of(stepper.network)
     steps = math.ceil(len(samples) / plan.batch_size)
-    _train_mode(network, alone=min(plan.batch_size, len(samples)) == 1)
     total = start.loss_sum.to(device, copy=True)
     seen, epoch = start.samples, start.epoch
     for step, batch in enumerate(samples.batches(plan.batch_size, generator=order, first=start.batches), start.batches):
@@ -178,18 +191,7 @@ def _one_epoch(
             return Position(epoch, start.order, step, seen, total, is_end=False)
         if len(batch) == 1 and steps > 1 and plan.batch_size > 1:
             continue  # BatchNorm cannot normalise a single sample; another one is left over in the next epoch.
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate_at((epoch - 1) * steps + step, plan.epochs * steps, plan.learning_rate)
-        loss = loss_of(batch.to(device))
-        if not loss.requires_grad:
-            raise Failure(Code.NOT_TRAINABLE, "No gradient reaches the network's parameters from the loss.")
-        optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        mask_gradients(network, masks)
-        nn.utils.clip_grad_norm_(parameters, LARGEST_GRADIENT)
-        optimizer.step()
-        mask_weights(network, masks)
-        total += loss.detach() * len(batch)
+        total += stepper.take(batch.to(device), (epoch - 1) * steps + step) * len(batch)
         seen += len(batch)
         if step % max(1, steps // REPORTS_PER_EPOCH) == 0 or step == steps - 1:
             _require_finite(total, epoch, step + 1)
@@ -199,24 +201,30 @@ def _one_epoch(
     return Position(epoch, start.order, steps, seen, total)
 
 
-def _optimizer(network: nn.Module, plan: Plan) -> torch.optim.Optimizer:
-    """AdamW; vectors and scalars (biases, norms) do not decay."""
-    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    if not parameters:
-        raise Failure(Code.NOT_TRAINABLE, "The network has no floating-point parameters, so nothing can be trained.")
-    return torch.optim.AdamW(
-        [
-            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": plan.weight_decay},
-            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-        ],
-        lr=plan.learning_rate,
-    )
+def _judged(at: Position, judge: Callable[[], Verdict], average: Average | None) -> Epoch:
+    """The epoch that ended at `at`, with the better of two verdicts where there is an average of the weights."""
+    own = judge()
+    if average is not None:
+        with average.in_place():
+            other = judge()
+        if other.beats(own):
+            return Epoch(at.epoch, at.mean_loss(), other, averaged=True)
+    return Epoch(at.epoch, at.mean_loss(), own)
 
 
-def _train_mode(network: nn.Module, *, alone: bool) -> None:
-    """Training mode. `alone`: batches have one sample, so BatchNorm keeps using its running statistics."""
+@contextmanager
+def ready(network: nn.Module, plan: Plan) -> Iterator[None]:
+    """Gradients on, and random numbers by the plan's seed; as before, and in eval mode, after the block."""
+    device = device_of(network)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), trainable(network):
+        torch.manual_seed(plan.seed)
+        yield
+
+
+def train_mode(network: nn.Module, samples: Split, plan: Plan) -> None:
+    """BatchNorm keeps using its running statistics where the plan says so, and where batches have one sample."""
     network.train()
-    if alone:
+    if plan.freeze_batch_norm or min(plan.batch_size, len(samples)) == 1:
         for module in network.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()

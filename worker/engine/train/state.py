@@ -1,6 +1,6 @@
 """Everything a training run needs to go on as if it had never stopped: tensors and JSON, so safetensors can hold it.
 
-The names in `StepState.tensors` begin with `network.`, `best.`, `optimizer.`, `random.` and `epoch.`.
+The names in `StepState.tensors` begin with `network.`, `best.`, `average.`, `optimizer.`, `random.` and `epoch.`.
 """
 
 from __future__ import annotations
@@ -59,48 +59,66 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 
 def capture(
-    network: nn.Module, optimizer: torch.optim.Optimizer, at: Position, best: Weights, data: dict[str, Any]
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    at: Position,
+    best: Weights,
+    average: Weights | None,
+    data: dict[str, Any],
 ) -> StepState:
     """Copies of everything; `data` is kept with it."""
     tensors = {f"network.{name}": tensor for name, tensor in copy_weights(network).items()}
     tensors |= {f"best.{name}": tensor for name, tensor in best.items()}
+    tensors |= {f"average.{name}": tensor.clone() for name, tensor in (average or {}).items()}
+    numbers: dict[str, dict[str, Any]] = {}
     for name, parameter in network.named_parameters():
         for kind, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"optimizer.{kind}.{name}"] = value.detach().clone()
+            if isinstance(value, Tensor):
+                tensors[f"optimizer.{kind}.{name}"] = value.detach().clone()
+            else:
+                numbers.setdefault(name, {})[kind] = value
     tensors["epoch.loss_sum"] = at.loss_sum.clone()
     tensors["random.order"] = at.order
     tensors["random.cpu"] = torch.get_rng_state()
     device = device_of(network)
     if device.type == "cuda":
         tensors["random.cuda"] = torch.cuda.get_rng_state(device)
-    return StepState(data | {"epoch": at.epoch, "batches": at.batches, "samples": at.samples}, tensors)
+    position = {"epoch": at.epoch, "batches": at.batches, "samples": at.samples}
+    return StepState(data | position | {"optimizer": numbers}, tensors)
 
 
-def restore(state: StepState, network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Weights, Position]:
-    """Put `state` back; the best weights so far and where to go on come back."""
+def restore(
+    state: StepState, network: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[Weights, Weights | None, Position]:
+    """Put `state` back; the best weights so far, the average where there is one, and where to go on come back."""
     load_weights(network, _part(state, "network."))
     device = device_of(network)
-    for name, parameter in network.named_parameters():
-        kinds = {
-            key.removeprefix("optimizer.").removesuffix(f".{name}"): value
-            for key, value in state.tensors.items()
-            if key in (f"optimizer.step.{name}", f"optimizer.exp_avg.{name}", f"optimizer.exp_avg_sq.{name}")
-        }
-        if kinds:
-            optimizer.state[parameter] = {
-                # AdamW keeps its step count on the CPU.
-                kind: value.clone() if kind == "step" else value.to(device, copy=True)
-                for kind, value in kinds.items()
-            }
+    _restore_optimizer(state, network, optimizer)
     torch.set_rng_state(state.tensors["random.cpu"])
     if device.type == "cuda" and "random.cuda" in state.tensors:
         torch.cuda.set_rng_state(state.tensors["random.cuda"], device)
-    best = {name: value.to(device, copy=True) for name, value in _part(state, "best.").items()}
+    best, average = (
+        {name: value.to(device, copy=True) for name, value in _part(state, prefix).items()}
+        for prefix in ("best.", "average.")
+    )
     data, tensors = state.data, state.tensors
     position = Position(
         data["epoch"], tensors["random.order"], data["batches"], data["samples"], tensors["epoch.loss_sum"]
     )
-    return best, position
+    return best, average or None, position
+
+
+def _restore_optimizer(state: StepState, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Whatever the optimizer keeps for a parameter: tensors by the names of `capture` (a kind has no dot in it), the
+    rest as numbers. PyTorch decides where each lives."""
+    kept: dict[str, dict[str, Any]] = {name: dict(values) for name, values in state.data["optimizer"].items()}
+    for key, value in _part(state, "optimizer.").items():
+        kind, _, name = key.partition(".")
+        kept.setdefault(name, {})[kind] = value.clone()
+    places = {id(parameter): name for name, parameter in network.named_parameters()}
+    names = [places[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+    own = {place: kept[name] for place, name in enumerate(names) if name in kept}
+    optimizer.load_state_dict({"state": own, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def _part(state: StepState, prefix: str) -> Weights:

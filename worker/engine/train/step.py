@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -19,7 +20,10 @@ from worker.engine.measure.meters import Meter, meter_for
 from worker.engine.measure.metrics import as_outputs, forward_of, index_outside, output_index, require_finite
 from worker.engine.run import Run
 from worker.engine.subject import Record, Subject
+from worker.engine.train.decide import Decided, decide
 from worker.engine.train.loop import Epoch, Log, Plan, Verdict, train
+from worker.engine.train.penalties import Regularizer, what_came_of_it
+from worker.engine.train.range_test import range_test
 from worker.engine.train.state import device_of
 
 SCALE_SAMPLES = 64
@@ -65,22 +69,27 @@ def run(subject: Subject, step: FinetuneStep, run: Run) -> dict[str, Any]:
     def on_epoch(epoch: Epoch) -> None:
         _say(run, data.metric, epoch)
 
+    plan = _plan(step, run.spec.seed)
+    masks = {name: mask.to(run.device) for name, mask in subject.masks.items()}
+    decided, penalty = decide(subject, step, run, lambda: range_test(network, data.train, loss_of, plan, masks))
+    plan = replace(plan, learning_rate=decided.learning_rate)
     with run.interrupts.listening():
         log = train(
             network,
             data.train,
             loss_of,
             judge,
-            Plan(step.epochs, step.learning_rate, step.weight_decay, step.batch_size, run.spec.seed),
+            plan,
+            penalty=penalty,
             on_progress=lambda fraction, epoch: run.progress(fraction, epoch, step.epochs),
             on_epoch=on_epoch,
-            on_state=run.keep_state,
+            on_state=lambda state: run.keep_state(decided.kept_with(state)),
             state_due=run.interrupts.state_due,
             out_of_time=run.interrupts.out_of_time,
             resume=run.state,
-            masks={name: mask.to(run.device) for name, mask in subject.masks.items()},
+            masks=masks,
         )
-    details = _details(log, kind, data.metric, len(data.train))
+    details = _details(log, kind, data.metric, len(data.train)) | _decided(step, decided, penalty)
     if log.best == 0:
         run.warn(
             "finetune_did_not_help",
@@ -88,6 +97,25 @@ def run(subject: Subject, step: FinetuneStep, run: Run) -> dict[str, Any]:
         )
     subject.records.append(Record("finetune", details))
     return details
+
+
+def _plan(step: FinetuneStep, seed: int) -> Plan:
+    """All of the step but a rate that is still to be found."""
+    return Plan(
+        epochs=step.epochs,
+        learning_rate=0.0 if step.learning_rate == "auto" else step.learning_rate,
+        weight_decay=step.weight_decay,
+        batch_size=step.batch_size,
+        seed=seed,
+        optimizer=step.optimizer,
+        rate_schedule=step.rate_schedule,
+        warm_up=step.warm_up,
+        clip_norm=step.clip_norm,
+        average=step.average,
+        patience=step.patience,
+        keep=step.keep,
+        freeze_batch_norm=step.batch_norm == "freeze",
+    )
 
 
 def replay(subject: Subject, record: Record) -> None:
@@ -153,12 +181,23 @@ def _say(run: Run, metric: Metric, epoch: Epoch) -> None:
     say(metric, _value(metric, epoch.verdict), "val")
 
 
+def _decided(step: FinetuneStep, decided: Decided, penalty: Regularizer | None) -> dict[str, Any]:
+    """For the report: what was found out before training, and what came of the penalty."""
+    found: dict[str, Any] = {"learning_rate": decided.learning_rate}
+    if decided.range_test is not None:
+        found["range_test"] = decided.range_test
+    if step.regularize is not None and decided.before is not None and penalty is not None:
+        found["regularize"] = what_came_of_it(step.regularize, decided.before, penalty)
+    return found
+
+
 def _details(log: Log, kind: LossKind, metric: Metric, samples: int) -> dict[str, Any]:
     """What the report says about this step; values of `metric` are on the validation data."""
     return {
         "epochs": len(log.epochs) - 1,
         "cut_short": log.cut_short,
         "best_epoch": log.best,
+        "keep": log.keep,
         "loss": kind,
         "train_samples": samples,
         "metric": metric,
@@ -169,6 +208,7 @@ def _details(log: Log, kind: LossKind, metric: Metric, samples: int) -> dict[str
                 "epoch": epoch.epoch,
                 "train_loss": epoch.train_loss,
                 "val_loss": epoch.verdict.loss,
+                "averaged": epoch.averaged,
                 "val_metric": _value(metric, epoch.verdict),
             }
             for epoch in log.epochs
