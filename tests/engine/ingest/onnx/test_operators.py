@@ -33,6 +33,7 @@ class Case:
 
 X = {"x": ["N", 4, 5]}
 IMAGE = {"x": ["N", 4, 7, 6]}
+SAMPLED = {"x": ["N", 4, 7, 6], "grid": ["N", 5, 3, 2]}
 TWO = {"x": ["N", 4, 5], "y": ["N", 4, 5]}
 INTEGERS = {"x": (TensorProto.INT64, ["N", 6])}
 TRUTHS = {"x": (TensorProto.BOOL, ["N", 6]), "y": (TensorProto.BOOL, ["N", 6])}
@@ -351,6 +352,14 @@ CASES = [
         opset=19,
     ),
     Case("Resize", IMAGE, {"mode": "linear", "axes": [2, 3]}, {"z": ints(9, 5)}, order=("x", "", "", "z"), opset=18),
+    *(
+        Case("GridSample", SAMPLED, {"mode": mode, "padding_mode": outside, "align_corners": corners}, opset=16)
+        for mode in ("bilinear", "nearest", "bicubic")
+        for outside in ("zeros", "border", "reflection")
+        for corners in (0, 1)
+    ),
+    Case("GridSample", SAMPLED, {"mode": "cubic"}, opset=20),
+    Case("GridSample", {"x": ["N", 4, 7, 6, 5], "grid": ["N", 5, 3, 2, 3]}, {"mode": "linear"}, opset=20),
     Case("Resize", X, {"mode": "linear"}, {"s": np.array([1, 1, 2], np.float32)}, order=("x", "", "s")),
     Case("Upsample", IMAGE, {"mode": "nearest", "scales": [1.0, 1.0, 2.0, 3.0]}, opset=7),
     Case("Upsample", IMAGE, {"mode": "linear"}, {"s": np.array([1, 1, 2, 2], np.float32)}, opset=9),

@@ -77,6 +77,7 @@ TRANSLATIONS: dict[str, Translation] = {
     "GlobalMaxPool": pool.global_maximum,
     "Greater": elementwise.binary,
     "GreaterOrEqual": elementwise.binary,
+    "GridSample": resize.grid_sample,
     "GroupNormalization": normalise.group_norm,
     "HardSigmoid": elementwise.hard_sigmoid,
     "HardSwish": elementwise.unary,

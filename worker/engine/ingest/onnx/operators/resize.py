@@ -21,6 +21,9 @@ _LINEAR: dict[int, OpOverload] = {
     3: _A.upsample_trilinear3d.vec,
 }
 _CUBIC: dict[int, OpOverload] = {2: _A.upsample_bicubic2d.vec}
+_SAMPLED = {"linear": 0, "bilinear": 0, "nearest": 1, "cubic": 2, "bicubic": 2}
+_OUTSIDE = {"zeros": 0, "border": 1, "reflection": 2}
+"""torch's numbers for the ways of `GridSample`."""
 MAXIMUM_SIDE = 1 << 15
 
 
@@ -210,3 +213,17 @@ def _cubic(distance: npt.NDArray[np.float64], a: float) -> npt.NDArray[np.float6
     near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
     far = ((a * distance - 5 * a) * distance + 8 * a) * distance - 4 * a
     return np.where(distance <= 1, near, np.where(distance < 2, far, 0.0))
+
+
+def grid_sample(site: Site) -> Operand:
+    """`GridSample`: an image read at the places that a second input names, from -1 to 1 on each axis."""
+    value, grid = site.operand(0), site.operand(1)
+    mode, outside, corners = site.text("mode"), site.text("padding_mode"), site.flag("align_corners")
+    if mode not in _SAMPLED or outside not in _OUTSIDE:
+        raise site.refuse(f"its `mode` {mode!r} or `padding_mode` {outside!r} is unknown")
+    rank = site.rank(value)
+    if rank not in (4, 5) or site.rank(grid) != rank or shape_of(grid)[-1] != rank - 2:
+        raise site.refuse("its grid is not for an image of two or three dimensions")
+    if rank == 5 and _SAMPLED[mode] == 2:
+        raise site.refuse("cubic interpolation is of images of two dimensions")
+    return site.emit(_A.grid_sampler.default, value, grid, _SAMPLED[mode], _OUTSIDE[outside], corners)
