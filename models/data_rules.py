@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from models.errors import FieldProblem
+from models.image_rules import check_image_sizes
 from models.inspection import DatasetInspection, NetworkInspection, TensorInfo
 from models.label_rules import (
     check_ignore,
@@ -62,7 +63,7 @@ def output_that_counts(data: Data, network: NetworkInspection) -> TensorInfo:
 
 
 def _check_inputs(inputs: Sequence[TensorInfo], dataset: DatasetInspection) -> Iterable[FieldProblem]:
-    if dataset.format == "image_folder":
+    if dataset.holds_images:
         yield from _check_image_input(inputs)
         return
     arrays = _feeding(inputs, dataset)
@@ -132,19 +133,19 @@ def _shown_all(infos: Sequence[TensorInfo], *, drop_batch: bool) -> str:
 def _check_transform(
     transform: Transform, inputs: Sequence[TensorInfo], dataset: DatasetInspection
 ) -> Iterable[FieldProblem]:
-    if dataset.format == "npz":
+    if not dataset.holds_images:
         for field in ("resize", "crop"):
             if getattr(transform, field) is not None:
                 message = f"`{field}` is for image files; arrays must have the network's size already. Leave it out."
                 yield FieldProblem(pointer=f"/data/transform/{field}", message=message)
     else:
-        yield from _check_crop(transform, inputs[0])
+        yield from check_image_sizes(transform, inputs[0], dataset.image_sizes)
     floats = [info for info in inputs if _is_float(info.dtype)]
     for field in ("scale", "mean", "std"):
         if getattr(transform, field) is not None and not floats:
             message = f"`{field}` is for floating-point inputs and this network has none. Leave it out."
             yield FieldProblem(pointer=f"/data/transform/{field}", message=message)
-    fed = _feeding(inputs, dataset) if dataset.format == "npz" else None
+    fed = _feeding(inputs, dataset) if not dataset.holds_images else None
     for field, numbers in (("mean", transform.mean), ("std", transform.std)):
         for info in floats if numbers is not None else ():
             sample = fed[list(inputs).index(info)].shape if fed is not None else info.shape[1:]
@@ -157,21 +158,9 @@ def _check_transform(
                 yield FieldProblem(pointer=f"/data/transform/{field}", message=message)
 
 
-def _check_crop(transform: Transform, image: TensorInfo) -> Iterable[FieldProblem]:
-    if transform.crop is None:
-        return
-    height, width = image.shape[2], image.shape[3]
-    if any(side is not None and side != transform.crop for side in (height, width)):
-        message = f"`crop` gives {transform.crop} x {transform.crop} pixels and the network takes {height} x {width}."
-        yield FieldProblem(pointer="/data/transform/crop", message=message)
-    if transform.resize is not None and transform.resize < transform.crop:
-        message = f"`resize` to {transform.resize} is smaller than `crop` {transform.crop}: make it at least as large."
-        yield FieldProblem(pointer="/data/transform/resize", message=message)
-
-
 def _default_scale(inputs: Sequence[TensorInfo], dataset: DatasetInspection) -> float | None:
     """1/255 for images and uint8 arrays, else 1; `None` where it differs between inputs, or no input is scaled."""
-    if dataset.format == "image_folder":
+    if dataset.holds_images:
         return 1 / 255
     fed = _feeding(inputs, dataset) or []
     dtypes = {array.dtype for info, array in zip(inputs, fed, strict=True) if _is_float(info.dtype)}

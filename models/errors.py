@@ -104,7 +104,7 @@ HINTS: dict[Code, str] = {
     Code.REQUIREMENT_MISSED: "Loosen `require`, or ask for less compression.",
     Code.INTERNAL: "This is our mistake; please report it with the request or job id.",
     Code.EMPTY_FILE: "Send the file as the raw body: `curl --data-binary @FILE` or `curl -T FILE`.",
-    Code.UNKNOWN_FORMAT: "Send a `.pt2` of `modelpress prepare`, or ONNX; data as `.npz` or a zip of image folders.",
+    Code.UNKNOWN_FORMAT: "Send a `.pt2` of `modelpress prepare`, or ONNX; data as `.npz` or image folders.",
     Code.FORMAT_MISMATCH: "Send the file with the name that its content has.",
     Code.UNSAFE_PICKLE: "Pickles can run code when read. Export the network with `modelpress prepare`.",
     Code.TORCHSCRIPT_NOT_SUPPORTED: "TorchScript can run code when read. Export the network with `modelpress prepare`.",

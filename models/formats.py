@@ -28,7 +28,10 @@ NAME_FOLDER = (
     "Say `?arch=transformers` where it is `config.json` and safetensors, packed with `zip -0`; or export the network "
     "with `modelpress prepare`"
 )
-SAVE_DATA = 'Send `.npz` (`numpy.savez("data.npz", x=…, y=…)`) or a zip of image folders (`class/image.png`)'
+SAVE_DATA = (
+    'Send arrays as `.npz` (`numpy.savez("data.npz", x=…, y=…)`), `.npy` or safetensors, or images as a zip of folders '
+    "(`class/image.png`)"
+)
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 
@@ -72,6 +75,7 @@ ZIP = Format(
 )
 SAFETENSORS = Format("a safetensors file: weights without a network", _is_safetensors, _suffixes("safetensors"))
 ONNX = Format("an ONNX network", _is_onnx, _suffixes("onnx"))
+NPY = Format("a numpy array (.npy)", _magic(b"\x93NUMPY"), _suffixes("npy"))
 TAR = Format("a tar archive", _magic(b"ustar", at=257), _suffixes("tar", "mar"), "Unpack it and send the file inside")
 _PT2_MEMBER = re.compile(
     r"[^/]+/(data/(weights|constants)/|models/|archive_format$)|serialized_exported_program\.json$"
@@ -106,7 +110,7 @@ FORMATS: tuple[Format, ...] = (
     Format("an HDF5 file, as Keras writes it", _magic(b"\x89HDF\r\n\x1a\n"), _suffixes("h5", "hdf5", "keras")),
     Format("a GGUF file", _magic(b"GGUF"), _suffixes("gguf")),
     Format("a TensorFlow Lite file", _magic(b"TFL3", at=4), _suffixes("tflite")),
-    Format("a numpy array (.npy)", _magic(b"\x93NUMPY"), _suffixes("npy")),
+    NPY,
     Format("a Parquet file", _magic(b"PAR1"), _suffixes("parquet")),
     Format("an image", _magic(b"\x89PNG", b"\xff\xd8\xff", b"GIF8"), IMAGE_SUFFIXES),
     Format("a PDF document", _magic(b"%PDF"), _suffixes("pdf")),
@@ -163,10 +167,13 @@ def _first_member(head: bytes) -> str:
     return head[30 : 30 + length].decode(errors="replace") if _begins(ZIP, head, None) else ""
 
 
-def sniff_dataset(head: bytes, size: int | None, filename: str | None = None) -> Literal["zip"]:
+DatasetHead = Literal["zip", "npy", "safetensors"]
+DATASET_HEADS: dict[Format, DatasetHead] = {ZIP: "zip", NPY: "npy", SAFETENSORS: "safetensors"}
+
+
+def sniff_dataset(head: bytes, size: int | None, filename: str | None = None) -> DatasetHead:
     """What the first bytes of a data set show: `.npz` and zipped image folders are zip archives. Raises the same."""
-    _sniff(head, size, filename, SAVE_DATA, (ZIP,))
-    return "zip"
+    return DATASET_HEADS[_sniff(head, size, filename, SAVE_DATA, tuple(DATASET_HEADS))]
 
 
 def _begins(known: Format, head: bytes, size: int | None) -> bool:

@@ -83,15 +83,34 @@ class LabelInfo(_Frozen):
     maximum: float | None = None
 
 
+DatasetFormat = Literal["npz", "npy", "safetensors", "image_folder"]
+"""What a data set's file is, by its bytes."""
+
+
+class ImageSizes(_Frozen):
+    """Of encoded images, in pixels."""
+
+    minimum_height: int
+    maximum_height: int
+    minimum_width: int
+    maximum_width: int
+
+
 class DatasetInspection(_Frozen):
-    """`inputs` are one sample each (no batch dimension); an image folder has one input of shape [3, None, None]."""
+    """`inputs` are one sample each (no batch dimension); encoded images are one input of shape [3, None, None]."""
 
     kind: Literal["dataset"] = "dataset"
-    format: Literal["npz", "image_folder"]
+    format: DatasetFormat
     samples: int
     inputs: list[TensorInfo]
     labels: LabelInfo | None
     class_names: list[str] | None = None
     splits: dict[Literal["train", "val", "test"], int] | None = None
     skipped_samples: int = 0
+    image_sizes: ImageSizes | None = None
     warnings: list[Notice] = []
+
+    @property
+    def holds_images(self) -> bool:
+        """Whether samples are encoded images, which `resize` and `crop` apply to."""
+        return [info.shape for info in self.inputs] == [[3, None, None]]

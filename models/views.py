@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from models.errors import JobError
-from models.inspection import GroupInfo, LabelInfo, LayerInfo, Notice, TensorInfo
+from models.inspection import GroupInfo, ImageSizes, LabelInfo, LayerInfo, Notice, TensorInfo
 from models.presets import Preset
 from models.reading import ReadOptions
 from models.statuses import JobStatus, Phase, UploadStatus
@@ -60,6 +60,7 @@ class DatasetView(_UploadView):
     class_names: list[str] | None = None
     splits: dict[str, int] | None = None
     skipped_samples: int | None = None
+    image_sizes: ImageSizes | None = Field(default=None, description="Of encoded images, before any transform.")
     warnings: list[Notice] | None = None
 
 

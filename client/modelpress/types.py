@@ -82,6 +82,7 @@ class StoredData(Upload):
     class_names: list[str] | None = None
     splits: dict[str, int] | None = None
     skipped_samples: int | None = None
+    image_sizes: Json | None = None
     warnings: list[Json] = field(default_factory=list)
 
 

@@ -10,6 +10,7 @@ from models.criteria import CRITERIA, UnitCriterion
 from models.inspection import (
     DatasetInspection,
     GroupInfo,
+    ImageSizes,
     LabelInfo,
     LayerInfo,
     NetworkInspection,
@@ -78,6 +79,13 @@ IMAGES = DatasetInspection(
     labels=CLASSES,
     class_names=[f"class {index}" for index in range(10)],
 )
+
+
+def with_sizes(height: tuple[int, int], width: tuple[int, int]) -> DatasetInspection:
+    sizes = ImageSizes(
+        minimum_height=height[0], maximum_height=height[1], minimum_width=width[0], maximum_width=width[1]
+    )
+    return IMAGES.model_copy(update={"image_sizes": sizes})
 
 
 def with_labels(**changes: Any) -> DatasetInspection:
@@ -279,6 +287,34 @@ REFUSED: dict[str, tuple[Spec, NetworkInspection, DatasetInspection | None, str,
         ARRAYS,
         "/data/transform/crop",
         "`crop` is for image files",
+    ),
+    "images of another size": (
+        spec(data={}),
+        RESNET,
+        with_sizes((48, 48), (64, 64)),
+        "/data/transform/crop",
+        "The images are 48 x 64 pixels, and the network takes 32 x 32 (height x width). Set `resize` and `crop`.",
+    ),
+    "images of another shape": (
+        spec(data={"transform": {"resize": 32}}),
+        RESNET,
+        with_sizes((48, 48), (64, 64)),
+        "/data/transform/crop",
+        "The images are 32 x 42 pixels after `resize`, and the network takes 32 x 32 (height x width).",
+    ),
+    "images of several sizes": (
+        spec(data={}),
+        RESNET,
+        with_sizes((32, 48), (32, 64)),
+        "/data/transform/crop",
+        "The images have heights of 32 to 48 and widths of 32 to 64 pixels; the network takes 32 x 32. Set `resize`",
+    ),
+    "images smaller than the crop": (
+        spec(data={"transform": {"crop": 32}}),
+        RESNET,
+        with_sizes((24, 48), (32, 64)),
+        "/data/transform/crop",
+        "The smallest image has a side of 24 pixels, less than `crop` 32. Set `resize` too.",
     ),
     "a crop of another size": (
         spec(data={"transform": {"crop": 28}}),
@@ -490,6 +526,10 @@ def test_a_spec_that_cannot_work_is_refused_with_the_field_and_the_remedy(name: 
         (RESNET, ARRAYS, {}),
         (RESNET, UNLABELLED, {}),
         (RESNET, IMAGES, {"transform": {"resize": 36, "crop": 32, "mean": [0.5], "std": [0.1, 0.2, 0.3]}}),
+        (RESNET, with_sizes((32, 32), (32, 32)), {}),
+        (RESNET, with_sizes((64, 64), (64, 64)), {"transform": {"resize": 32}}),
+        (RESNET, with_sizes((20, 48), (30, 64)), {"transform": {"resize": 32, "crop": 32}}),
+        (RESNET, with_sizes((32, 48), (40, 64)), {"transform": {"crop": 32}}),
         (RESNET, with_labels(shape=[10], maximum=1, classes=2), {"metric": "micro_f1"}),
         (RESNET, with_labels(dtype="float32", shape=[10], classes=None), {"metric": "rmse"}),
         (RESNET, with_labels(maximum=40, classes=41), {"output": "features"}),

@@ -293,11 +293,11 @@ def test_labels_alone_are_no_data(tmp_path: Path) -> None:
     ("content", "code", "says"),
     [
         (b"", Code.EMPTY_FILE, "empty"),
-        (b"\x93NUMPY\x01\x00", Code.UNKNOWN_FORMAT, "np.savez(file, x=array)"),
-        (b"\x80\x04\x95", Code.UNKNOWN_FORMAT, "pickle"),
+        (b"\x93NUMPY\x01\x00", Code.DATASET_BAD, "header that cannot be read"),
+        (b"\x80\x04\x95", Code.UNSAFE_PICKLE, "pickle"),
         (b"\x89HDF\r\n\x1a\n", Code.UNKNOWN_FORMAT, "HDF5"),
         (b"\0" * 257 + b"ustar", Code.UNKNOWN_FORMAT, "tar archive"),
-        (b"a,b\n1,2\n", Code.UNKNOWN_FORMAT, "no format we know"),
+        (b"a,b\n1,2\n3,4\n5,6\n7,8\n9,10", Code.UNKNOWN_FORMAT, "no known format"),
         (b"PK\x03\x04 and then nothing", Code.BAD_ARCHIVE, "truncated"),
     ],
 )

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,12 +14,11 @@ from models.inspection import TensorInfo
 from models.label_rules import POSITION_TASKS, class_channels
 from models.metrics import metrics_of
 from models.spec import Data, Metric, Task
+from worker.engine.data.contents import read_contents
 from worker.engine.data.images import ImageSamples
 from worker.engine.data.labels import Labels, read_labels
-from worker.engine.data.npz import Array, read_npz
 from worker.engine.data.samples import ArraySamples, Samples
-from worker.engine.data.sniff import dataset_format
-from worker.engine.data.splits import Rows, SplitName, make_splits, split_names
+from worker.engine.data.splits import Rows, SplitName, make_splits
 from worker.engine.data.tokens import NextTokens, next_tokens
 
 
@@ -129,18 +127,17 @@ def open_dataset(path: Path, data: Data, inputs: tuple[TensorInfo, ...], seed: i
     side; DATASET_BAD for NaN, labels out of range, one class only, an empty split, too many bad images;
     BAD_ARCHIVE and UNKNOWN_FORMAT for what cannot be read at all.
     """
-    if dataset_format(path) == "npz":
-        arrays = read_npz(path)
-        _check_lengths(arrays)
-        samples: ArraySamples | ImageSamples = ArraySamples(arrays, inputs, data.transform)
-        given = split_names(arrays["split"]) if "split" in arrays else None
-        raw_labels, class_names, skipped = arrays.get("y"), None, 0
+    contents = read_contents(path)
+    raw_labels, given, skipped = contents.labels, contents.split, 0
+    samples: ArraySamples | ImageSamples
+    if contents.pictures is None:
+        samples = ArraySamples(contents.arrays, inputs, data.transform)
     else:
-        samples = ImageSamples(path, inputs, data.transform)
-        marks = [file.split for file in samples.files if file.split is not None]
-        given = marks or None
-        class_names, skipped = samples.class_names, samples.skipped
-        raw_labels = np.array([file.class_index for file in samples.files]) if class_names else None
+        samples = ImageSamples(contents.pictures, inputs, data.transform)
+        skipped = samples.skipped
+        raw_labels = None if raw_labels is None else raw_labels[samples.kept]
+        given = None if given is None else [given[row] for row in samples.kept.tolist()]
+    class_names = contents.class_names
 
     labels = read_labels(raw_labels, data.task, class_names, data.ignore)
     splits = make_splits(len(samples), given, labels.strata if labels else None, seed)
@@ -179,10 +176,3 @@ def _metric(asked: Metric | None, task: Task, *, has_labels: bool) -> Metric:
             where="/data/metric",
         )
     return asked
-
-
-def _check_lengths(arrays: dict[str, Array]) -> None:
-    lengths = {name: len(array) for name, array in arrays.items()}
-    if len(set(lengths.values())) > 1:
-        shown = ", ".join(f"{name!r} {length}" for name, length in lengths.items())
-        raise Failure(Code.DATASET_BAD, f"The arrays have different numbers of samples: {shown}.")

@@ -13,7 +13,7 @@ from models.inspection import LabelInfo
 from models.label_rules import DEFAULT_IGNORE, POSITION_TASKS
 from models.metrics import default_task
 from models.spec import Task
-from worker.engine.data.npz import Array
+from worker.engine.data.npy import Array
 from worker.engine.data.samples import as_tensor, blocks, check_finite
 from worker.engine.data.splits import Rows
 

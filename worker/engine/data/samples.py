@@ -12,13 +12,11 @@ from torch import Tensor
 from models.errors import Code, Failure
 from models.inspection import TensorInfo
 from models.spec import Transform
-from worker.engine.data.npz import Array
+from worker.engine.data.npy import Array
 from worker.engine.data.splits import Rows
 from worker.engine.data.transform import check_channels, normalise
 
 BLOCK_BYTES = 16 << 20
-RESERVED = ("y", "split")
-"""Names of arrays that are not inputs."""
 
 
 class Samples(Protocol):
@@ -30,7 +28,7 @@ class Samples(Protocol):
 
 
 class ArraySamples:
-    """The arrays of an `.npz`, checked against the network's inputs.
+    """Named arrays, checked against the network's inputs.
 
     Raises Failure: DATASET_MISMATCH for other names, shapes or dtypes, DATASET_BAD for a NaN.
     """
@@ -80,9 +78,9 @@ def input_names(arrays: Mapping[str, Array], inputs: tuple[TensorInfo, ...]) -> 
     own = tuple(info.name for info in inputs)
     numbered = tuple(f"x{index}" for index in range(len(inputs)))
     for names in (own, ("x",) if len(inputs) == 1 else (), numbered):
-        if names and all(name in arrays and name not in RESERVED for name in names):
+        if names and all(name in arrays for name in names):
             return names
-    present = sorted(name for name in arrays if name not in RESERVED)
+    present = sorted(arrays)
     raise Failure(
         Code.DATASET_MISMATCH,
         f"The network's inputs are {_listed(own)} and the data has {_listed(present)}; name the arrays after the "

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from models.errors import Code, Failure
-from worker.engine.data.npz import Array
+from worker.engine.data.npy import Array
 
 SplitName = Literal["train", "val", "test"]
 SPLIT_NAMES: dict[str, SplitName] = {
@@ -23,6 +23,8 @@ SPLIT_NAMES: dict[str, SplitName] = {
     "validation": "val",
     "test": "test",
 }
+PARTS: tuple[SplitName, ...] = ("train", "val", "test")
+MEANINGS = "train, val or test (as numbers 0, 1 or 2)"
 HELD_OUT = 0.1
 MINIMUM_SAMPLES = 3
 
@@ -40,23 +42,25 @@ class Splits:
 
 
 def split_names(values: Array) -> list[SplitName]:
-    """The names in a `split` array, as text or bytes, one a sample. Raises Failure(DATASET_BAD) for others."""
-    if values.ndim != 1 or values.dtype.kind not in "US":
+    """The names in a `split` array, as text or bytes, one a sample; formats without text count them: 0 is train, 1 is
+    val, 2 is test. Raises Failure(DATASET_BAD) for others."""
+    if values.ndim != 1 or values.dtype.kind not in "USiu":
         raise Failure(
             Code.DATASET_BAD,
             f"The array 'split' has dtype {values.dtype} and shape {list(values.shape)}; "
-            "it must be one text a sample: train, val or test.",
+            f"it must be one text or number a sample: {MEANINGS}.",
             where="split",
         )
-    texts = values.astype(str) if values.dtype.kind == "U" else np.char.decode(values, "ascii", "replace")
-    unknown = set(np.unique(texts).tolist()) - set(SPLIT_NAMES)
+    known: dict[Any, SplitName] = dict(enumerate(PARTS)) if values.dtype.kind in "iu" else dict(SPLIT_NAMES)
+    texts = values
+    if values.dtype.kind in "US":
+        texts = values.astype(str) if values.dtype.kind == "U" else np.char.decode(values, "ascii", "replace")
+    unknown = set(np.unique(texts).tolist()) - set(known)
     if unknown:
         raise Failure(
-            Code.DATASET_BAD,
-            f"The array 'split' says {sorted(unknown)[0]!r}; it must say train, val or test.",
-            where="split",
+            Code.DATASET_BAD, f"The array 'split' says {sorted(unknown)[0]!r}; it must say {MEANINGS}.", where="split"
         )
-    return [SPLIT_NAMES[text] for text in texts.tolist()]
+    return [known[text] for text in texts.tolist()]
 
 
 def make_splits(samples: int, given: list[SplitName] | None, classes: Array | None, seed: int) -> Splits:

@@ -7,6 +7,7 @@ from PIL import Image
 from torch import Tensor
 
 from models.errors import Code, Failure
+from models.image_rules import resized
 from models.spec import Transform
 
 
@@ -17,13 +18,9 @@ def resize_and_crop(image: Image.Image, transform: Transform, name: str) -> Imag
     trained on. Raises Failure(DATASET_MISMATCH) when the image is smaller than the crop.
     """
     if transform.resize is not None:
-        width, height = image.size
-        if width <= height:
-            size = (transform.resize, int(transform.resize * height / width))
-        else:
-            size = (int(transform.resize * width / height), transform.resize)
-        if size != image.size:
-            image = image.resize((max(1, size[0]), max(1, size[1])), Image.Resampling.BILINEAR)
+        height, width = resized(image.height, image.width, transform.resize)
+        if (width, height) != image.size:
+            image = image.resize((width, height), Image.Resampling.BILINEAR)
     if transform.crop is not None:
         width, height = image.size
         if min(width, height) < transform.crop:

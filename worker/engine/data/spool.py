@@ -1,0 +1,57 @@
+"""Arrays that grow block by block and may outgrow memory: what no file holds as plain rows is written out once."""
+
+from __future__ import annotations
+
+import tempfile
+import weakref
+from typing import Any
+
+import numpy as np
+
+from worker.engine.data.npy import Array
+
+IN_MEMORY_BYTES = 64 << 20
+
+
+class Spool:
+    """Rows of one shape and dtype, appended in blocks; beyond 64 MiB they lie in a file of the scratch folder (TMPDIR),
+    which goes with the array."""
+
+    def __init__(self, dtype: np.dtype[Any], sample_shape: tuple[int, ...]) -> None:
+        self.dtype, self.sample_shape = dtype.newbyteorder("="), sample_shape
+        self._blocks: list[Array] = []
+        self._file: tempfile._TemporaryFileWrapper[bytes] | None = None
+        self._rows = self._waiting_bytes = 0
+
+    def append(self, rows: Array) -> None:
+        """`rows` [any, *sample_shape] of the dtype; they are copied."""
+        block = np.array(rows, dtype=self.dtype, order="C")
+        if block.shape[1:] != self.sample_shape:
+            raise ValueError(f"rows are {block.shape[1:]}, not {self.sample_shape}")
+        self._blocks.append(block)
+        self._rows += len(block)
+        self._waiting_bytes += block.nbytes
+        if self._waiting_bytes > IN_MEMORY_BYTES:
+            self._write()
+
+    def array(self) -> Array:
+        """All rows, read-only; nothing may be appended afterwards."""
+        shape = (self._rows, *self.sample_shape)
+        if self._file is None:
+            result: Array = np.concatenate([np.empty((0, *self.sample_shape), self.dtype), *self._blocks])
+            self._blocks.clear()
+            result.flags.writeable = False
+            return result
+        self._write()
+        mapped: Array = np.memmap(self._file.name, dtype=self.dtype, mode="r", shape=shape)
+        weakref.finalize(mapped, self._file.close)
+        return mapped
+
+    def _write(self) -> None:
+        if self._file is None:
+            self._file = tempfile.NamedTemporaryFile(prefix="modelpress-data-")  # noqa: SIM115
+        for block in self._blocks:
+            self._file.write(block.data)
+        self._file.flush()
+        self._blocks.clear()
+        self._waiting_bytes = 0
