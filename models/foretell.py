@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from models.criterion_rules import scaled_layers
+from models.factorize_foretell import taken_off
 from models.inspection import GroupInfo, NetworkInspection
 from models.prune_policy import Policy, layers_of, policy_for, removable_counts
 from models.prune_search import Levels, alike, goal, nearest, own_wanted, reach
 from models.schedules import gone_after
 from models.sizes import QUANTITIES, Polynomials, Sizes, evaluate
-from models.spec import DynamicStep, PruneStep, QuantizeStep, Step
+from models.spec import DynamicStep, FactorizeStep, PruneStep, QuantizeStep, Step
 
 Units = tuple[int, ...]
 """For each group of the inspection, how many units it keeps."""
@@ -54,25 +55,44 @@ class _Counted:
 
 def foretell(steps: Sequence[Step], network: NetworkInspection) -> list[Left]:
     """One for each step; none for a network that was inspected before sizes were kept, nor from a step on that takes
-    whole groups: what else goes with their branches is seen when it is done."""
+    whole groups, since what else goes with their branches is seen when it is done, or that cuts channels where layers
+    were taken apart."""
     if network.sizes is None:
         return []
     least = most = tuple(group.units for group in network.groups)
-    shrunk = False
-    found = []
+    start = least
+    shrunk = apart = False
+    at_least, at_most = (dict.fromkeys(QUANTITIES, 0) for _ in range(2))  # What taking layers apart takes off.
+    found: list[Left] = []
     for step in steps:
-        if isinstance(step, PruneStep) and step.structure == "groups":
+        if isinstance(step, PruneStep) and (step.structure == "groups" or apart):
             break
         asked: dict[str, int] = {}
         if isinstance(step, PruneStep):
             if least == most and network.sizes.exact:
                 asked = _asked(step, network.sizes.most, most)
             least, most = _after(step, network, least, most)
+        if isinstance(step, FactorizeStep):
+            asked = _asked_of_layers(step, found[-1].quantities if found else _quantities(network.sizes, least, most))
+            less, more = taken_off(step, network, sizes_are_known=least == most == start and not apart)
+            at_least = {name: count + less[name] for name, count in at_least.items()}
+            at_most = {name: count + more[name] for name, count in at_most.items()}
+            apart = True
         shrunk = shrunk or isinstance(step, QuantizeStep | DynamicStep)
         units = tuple(Bounds(*pair) for pair in zip(least, most, strict=True))
-        quantities = _quantities(network.sizes, least, most)
+        quantities = {
+            name: Bounds(max(0, bounds.least - at_most[name]), bounds.most - at_least[name])
+            for name, bounds in _quantities(network.sizes, least, most).items()
+        }
         found.append(Left(units, _in_integers(quantities, network) if shrunk else quantities, asked))
     return found
+
+
+def _asked_of_layers(step: FactorizeStep, before: dict[str, Bounds]) -> dict[str, int]:
+    if step.amount is None or before[step.amount.quantity].least != before[step.amount.quantity].most:
+        return {}
+    quantity = step.amount.quantity
+    return {quantity: round(min(step.amount.left_of(before[quantity].most), before[quantity].most))}
 
 
 def _quantities(sizes: Sizes, least: Units, most: Units) -> dict[str, Bounds]:

@@ -28,8 +28,23 @@ class TensorInfo(_Frozen):
     shape: list[int | None]
 
 
+class FactorInfo(_Frozen):
+    """A layer as `factorize` sees it: the map from `inputs` to `outputs` channels at every position of the kernel (none
+    for a linear layer). `input_positions` and `output_positions` are how many there are of either in one sample, over
+    all calls; `middle_positions` are rows of the output by columns of the input, with a kernel of both."""
+
+    inputs: int
+    outputs: int
+    kernel: list[int]
+    transposed: bool = False
+    input_positions: int
+    output_positions: int
+    middle_positions: int | None = None
+
+
 class LayerInfo(_Frozen):
-    """One layer. `macs` are multiply-accumulates for one sample; `group` is the pruning group its outputs belong to."""
+    """One layer. `macs` are multiply-accumulates for one sample; `group` is the pruning group its outputs belong to.
+    `factors` is what `factorize` has to know of it; without that, it leaves the layer whole."""
 
     name: str
     kind: str
@@ -39,6 +54,7 @@ class LayerInfo(_Frozen):
     group: str | None
     prunable: bool
     reason: str | None = None
+    factors: FactorInfo | None = None
 
 
 class GroupInfo(_Frozen):

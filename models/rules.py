@@ -13,6 +13,8 @@ from models.criteria import GradientLoss
 from models.criterion_rules import check_gradients, default_loss
 from models.data_rules import check_data, resolve_data
 from models.errors import FieldProblem
+from models.factorize_rules import check_factorize, check_names_of_parts, with_parts
+from models.factors import resolve_factorize
 from models.globs import check_globs, nearest
 from models.inspection import DatasetInspection, NetworkInspection
 from models.label_rules import is_labelled
@@ -24,6 +26,7 @@ from models.sensitivity_rules import changes_nothing, check_export, check_sensit
 from models.sparsify_rules import check_cut_of_a_pattern, check_sparsify, check_what_it_reads, resolve_sparsify
 from models.spec import (
     DynamicStep,
+    FactorizeStep,
     FinetuneStep,
     Loss,
     PruneStep,
@@ -44,15 +47,23 @@ class StepRule:
     data_for: str | None
 
 
-_FLOATS = frozenset({"prune", "sparsify", "finetune", "sensitivity"})
+_FLOATS = frozenset({"prune", "sparsify", "factorize", "finetune", "sensitivity"})
 FOLLOWS: dict[str, StepRule] = {
     "prune": StepRule(after=_FLOATS, data_for=None),
     "sparsify": StepRule(after=_FLOATS, data_for=None),
+    "factorize": StepRule(after=_FLOATS - {"sparsify"}, data_for=None),
     "finetune": StepRule(after=_FLOATS, data_for="to train on"),
     "quantize": StepRule(after=_FLOATS, data_for=None),  # What a scheme needs is in `quantize_rules`.
     "sensitivity": StepRule(after=_FLOATS, data_for="to measure on"),
 }
-"""One row a step. Integers can be neither cut nor trained, so nothing follows `quantize`."""
+"""One row a step. Integers can be neither cut nor trained, so nothing follows `quantize`; zeros that stay have no place
+in a product of thinner layers."""
+
+_WHY_NOT = {
+    "quantize": "quantize makes integers, which are not cut, trained or quantized again. Put `quantize` last, once.",
+    "sparsify": "what takes a layer's place has none of the zeros that are to stay. Put `sparsify` after `factorize`.",
+}
+"""For a step that another cannot come after."""
 
 
 def check(spec: Spec, network: NetworkInspection, dataset: DatasetInspection | None) -> list[FieldProblem]:
@@ -72,20 +83,25 @@ def check(spec: Spec, network: NetworkInspection, dataset: DatasetInspection | N
         if notice.code == "nonfinite_weights":
             message = f"{notice.message} Nothing can be compared with such a network: send one with finite weights."
             problems.append(FieldProblem(pointer="/model", message=message))
-    steps = steps_of(spec)
+    inspected, steps = network, steps_of(spec)
     for index, step in enumerate(steps):
         pointer = f"/steps/{index}" if spec.steps is not None else "/preset"
         problems += _check_order(steps, index, pointer)
         problems += _check_needs(spec, step, pointer)
+        problems += check_names_of_parts(step, steps[:index], inspected, pointer)
+        network = with_parts(inspected, steps[:index])
         match step:
             case PruneStep():
-                first = not any(isinstance(earlier, PruneStep) for earlier in steps[:index])
+                first = not any(isinstance(earlier, PruneStep | FactorizeStep) for earlier in steps[:index])
                 problems += check_prune(spec, step, network, dataset, pointer, first=first)
                 problems += check_cut_of_a_pattern(steps[:index], pointer)
             case SparsifyStep():
                 unmatched = list(check_globs([choice.match for choice in step.layers], network.layers, pointer))
                 problems += unmatched or check_sparsify(step, steps[:index], network, pointer)
                 problems += check_what_it_reads(spec, step, network, dataset, pointer)
+            case FactorizeStep():
+                unmatched = list(check_globs([choice.match for choice in step.layers], network.layers, pointer))
+                problems += unmatched or check_factorize(spec, step, steps[:index], network, pointer)
             case FinetuneStep():
                 problems += check_training(spec, network, dataset, step, pointer)
             case QuantizeStep() | DynamicStep():
@@ -128,6 +144,8 @@ def _filled_in(step: Step, learnt: Loss, differentiated: GradientLoss | None) ->
         return resolve_sparsify(step, learnt, differentiated)
     if isinstance(step, SensitivityStep):
         return resolve_sensitivity(step)
+    if isinstance(step, FactorizeStep):
+        return resolve_factorize(step)
     return resolve_prune(step, learnt, differentiated) if isinstance(step, PruneStep) else step
 
 
@@ -143,12 +161,8 @@ def _check_order(steps: Sequence[Step], index: int, pointer: str) -> Iterable[Fi
     step = steps[index].step
     for before, earlier in enumerate(steps[:index]):
         if earlier.step not in FOLLOWS[step].after:
-            why = (
-                f"`{step}` cannot come after `{earlier.step}` (step {before}): "
-                f"{earlier.step} makes integers, which are not cut, trained or quantized again. "
-                f"Put `{earlier.step}` last, once."
-            )
-            yield FieldProblem(pointer=pointer, message=why)
+            message = f"`{step}` cannot come after `{earlier.step}` (step {before}): {_WHY_NOT[earlier.step]}"
+            yield FieldProblem(pointer=pointer, message=message)
             return
 
 

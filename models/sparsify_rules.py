@@ -11,7 +11,7 @@ from models.criteria import GRADIENT_SAMPLES, GradientLoss, needs_gradients
 from models.criterion_rules import check_differentiation, check_gradients
 from models.errors import FieldProblem
 from models.inspection import DatasetInspection, LayerInfo, NetworkInspection
-from models.spec import Blocks, Loss, NOfM, PruneStep, SparsifyStep, Spec, Step
+from models.spec import Blocks, FactorizeStep, Loss, NOfM, PruneStep, SparsifyStep, Spec, Step
 from models.train_rules import check_schedule
 
 _GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
@@ -38,8 +38,8 @@ def check_sparsify(
         message = "Every layer is skipped, so nothing would be set to zero: skip fewer."
         yield FieldProblem(pointer=f"{pointer}/layers", message=message)
         return
-    if any(isinstance(before, PruneStep) for before in earlier):
-        return  # Only the cut knows the sizes that are left.
+    if any(isinstance(before, PruneStep | FactorizeStep) for before in earlier):
+        return  # Only those steps know the sizes that are left.
     if not any(_fits(step, layer) for layer in layers):
         shapes = ", ".join(f"{layer.name} {layer.shape}" for layer in layers[:3])
         message = f"The pattern fits no layer ({shapes}): {_wanted(step)}. Choose another pattern."

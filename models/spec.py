@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
+from models.spec_factorize import FactorAmount, FactorChoice, FactorizeStep, FactorTarget, Rank
 from models.spec_prune import Amount, LayerAmount, PruneChoice, PruneStep, Quantity, Schedule, Target
 from models.spec_quantize import Quantize, QuantizeStep, flatten_choices
 from models.spec_schemes import DynamicStep
@@ -22,6 +23,10 @@ __all__ = [
     "Distill",
     "DynamicStep",
     "ExportFormat",
+    "FactorAmount",
+    "FactorChoice",
+    "FactorTarget",
+    "FactorizeStep",
     "FinetuneStep",
     "LayerAmount",
     "LayerChoice",
@@ -35,6 +40,7 @@ __all__ = [
     "Quantity",
     "Quantize",
     "QuantizeStep",
+    "Rank",
     "Require",
     "Schedule",
     "SensitivityStep",
@@ -110,7 +116,7 @@ class Data(Strict):
 
 
 Step = Annotated[
-    PruneStep | SparsifyStep | FinetuneStep | Quantize | SensitivityStep,
+    PruneStep | SparsifyStep | FactorizeStep | FinetuneStep | Quantize | SensitivityStep,
     Field(discriminator="step", json_schema_extra=flatten_choices),
 ]
 

@@ -54,6 +54,7 @@ class Phase(StrEnum):
     INSPECTING = "inspecting"
     BASELINE = "baseline"
     PRUNING = "pruning"
+    FACTORIZING = "factorizing"
     FINETUNING = "finetuning"
     CALIBRATING = "calibrating"
     QUANTIZING = "quantizing"

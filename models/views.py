@@ -244,6 +244,8 @@ class Capabilities(_View):
     aggregates: list[str] = Field(description="Of `prune`: how the scores of a channel's parameters become one.")
     normalizations: list[str] = Field(description="Of `prune`: what makes scores comparable.")
     patterns: list[str] = Field(description="Of `sparsify`: which weights go together.")
+    factor_methods: list[str] = Field(description="Of `factorize`: how kernels are taken apart.")
+    ranks: list[str] = Field(description="Of `factorize`: by what a layer's rank is chosen, beside `amount`.")
     scopes: list[str]
     amounts: list[str]
     targets: list[str] = Field(description="Of `amount.target`: quantities of which so much is to be left.")

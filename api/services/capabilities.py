@@ -18,10 +18,12 @@ from models.spec import (
     Amount,
     Blocks,
     ExportFormat,
+    FactorizeStep,
     FinetuneStep,
     Metric,
     NOfM,
     PruneStep,
+    Rank,
     Schedule,
     SensitivityStep,
     SparsifyStep,
@@ -78,7 +80,7 @@ def capabilities(service: Service) -> Capabilities:
         alive = live(session, service.settings)
     classes = sorted({worker.device_class for worker in alive if worker.device_class})
     settings = service.settings
-    steps = (PruneStep, SparsifyStep, FinetuneStep, QUANTIZE_STEPS[0], SensitivityStep)
+    steps = (PruneStep, SparsifyStep, FactorizeStep, FinetuneStep, QUANTIZE_STEPS[0], SensitivityStep)
     return Capabilities(
         steps=[choice for step in steps for choice in _field(step, "step")],
         structures=_field(PruneStep, "structure"),
@@ -87,6 +89,8 @@ def capabilities(service: Service) -> Capabilities:
         aggregates=_field(PruneStep, "aggregate"),
         normalizations=_field(PruneStep, "normalize"),
         patterns=["weights", *NOfM.model_fields, *Blocks.model_fields],
+        factor_methods=_field(FactorizeStep, "method"),
+        ranks=list(Rank.model_fields),
         scopes=_field(PruneStep, "scope"),
         amounts=list(Amount.model_fields),
         targets=list(Target.model_fields),

@@ -52,7 +52,7 @@ def test_presets_are_specs_that_the_schema_accepts(api: Api) -> None:
 
 def test_capabilities_follow_the_spec_and_the_workers_that_are_alive(api: Api) -> None:
     before = api.client.get("/capabilities").json()
-    assert before["steps"] == ["prune", "sparsify", "finetune", "quantize", "sensitivity"]
+    assert before["steps"] == ["prune", "sparsify", "factorize", "finetune", "quantize", "sensitivity"]
     assert {"random", "l2", "taylor", "bn_gamma"} <= set(before["criteria"])
     assert {"random", "l1", "lamp", "hessian"} <= set(before["weight_criteria"])
     assert before["aggregates"] == ["mean", "sum", "max"]

@@ -45,7 +45,8 @@ def test_every_wrong_field_is_pointed_at_with_what_is_allowed(api: Api) -> None:
         "/limits/timeout_s",
     }
     assert pointed["/steps/0/criterion"]["allowed"] == list(CRITERIA)
-    assert pointed["/steps/1/step"]["allowed"] == ["prune", "sparsify", "finetune", "quantize", "sensitivity"]
+    steps = ["prune", "sparsify", "factorize", "finetune", "quantize", "sensitivity"]
+    assert pointed["/steps/1/step"]["allowed"] == steps
     assert pointed["/steps/3"]["message"] == "give amount, here or for some layers"
     assert "/schema/job" in problem["hint"]
 

@@ -16,6 +16,7 @@ from models.checkpoints import inside_key
 from models.errors import Code, Failure
 from models.events import CheckpointEvent
 from models.report import StepReport
+from worker.engine.factorize.step import replay as replay_factorize
 from worker.engine.prune.step import replay as replay_prune
 from worker.engine.quantize.dynamic.step import replay as replay_dynamic
 from worker.engine.quantize.step import replay as replay_quantize
@@ -28,6 +29,7 @@ _FORMAT = "modelpress-checkpoint-2"
 REPLAY = {
     "prune": replay_prune,
     "sparsify": replay_sparsify,
+    "factorize": replay_factorize,
     "finetune": replay_finetune,
     "quantize": replay_quantize,
     "quantize dynamic": replay_dynamic,

@@ -18,13 +18,23 @@ from models.messages import CompressRequest
 from models.report import Measurement, StepReport
 from models.rules import check, resolve
 from models.sensitivity_rules import changes_nothing
-from models.spec import DynamicStep, FinetuneStep, PruneStep, QuantizeStep, SensitivityStep, SparsifyStep, Step
+from models.spec import (
+    DynamicStep,
+    FactorizeStep,
+    FinetuneStep,
+    PruneStep,
+    QuantizeStep,
+    SensitivityStep,
+    SparsifyStep,
+    Step,
+)
 from models.statuses import Phase
 from worker.engine.assess import assess, deciding
 from worker.engine.checkpoint import Checkpoints, restore_checkpoint
 from worker.engine.data.dataset import open_dataset
 from worker.engine.data.inspect import inspect_dataset
 from worker.engine.deliver import EXPORTERS, REPORT, deliver, deliver_report
+from worker.engine.factorize.step import run as factorize
 from worker.engine.graph.describe import describe_network
 from worker.engine.graph.lift import lift
 from worker.engine.ingest.read import read_network
@@ -43,6 +53,7 @@ from worker.engine.train.step import run as finetune
 STEPS: dict[type, Callable[[Subject, Any, Run], dict[str, Any]]] = {
     PruneStep: prune,
     SparsifyStep: sparsify,
+    FactorizeStep: factorize,
     FinetuneStep: finetune,
     QuantizeStep: quantize,
     DynamicStep: quantize_dynamic,
@@ -50,7 +61,7 @@ STEPS: dict[type, Callable[[Subject, Any, Run], dict[str, Any]]] = {
 }
 """The code of each step of `models/spec.py`."""
 
-_WEIGHTS = {"prune": 1.0, "sparsify": 1.0, "finetune": 12.0, "quantize": 2.0, "sensitivity": 12.0}
+_WEIGHTS = {"prune": 1.0, "sparsify": 1.0, "factorize": 1.0, "finetune": 12.0, "quantize": 2.0, "sensitivity": 12.0}
 """How long steps take relative to one another, for the progress bar."""
 
 _STEPS_START, _STEPS_END = 5.0, 75.0

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 from torch import fx
 
-from models.inspection import GroupInfo, LayerInfo, NetworkFormat, NetworkInspection, Notice
+from models.inspection import FactorInfo, GroupInfo, LayerInfo, NetworkFormat, NetworkInspection, Notice
 from worker.engine.graph.bypass import Bypasses
 from worker.engine.graph.channels import Channels, analyse, tensor_named
 from worker.engine.graph.cost import macs, parameters
+from worker.engine.graph.factorable import factorable
 from worker.engine.graph.roles import consumers, head_units
 from worker.engine.graph.sizes import sizes_of_network
 from worker.engine.subject import Subject
@@ -60,6 +61,7 @@ def _groups(channels: Channels) -> list[GroupInfo]:
 def _layers(channels: Channels, costs: dict[str, int]) -> list[LayerInfo]:
     found = {layer.name: layer for layer in channels.layers}
     described: dict[str, LayerInfo] = {}
+    factors = {name: info for name, info in factorable(channels.graph).items() if isinstance(info, FactorInfo)}
     for node in channels.graph.graph.nodes:
         name = node.name if node.op == "call_function" else str(node.target)
         if name in described or not (name in found or name in costs):
@@ -76,6 +78,7 @@ def _layers(channels: Channels, costs: dict[str, int]) -> list[LayerInfo]:
             group=layer.groups[0] if layer is not None and layer.groups else None,
             prunable=bool(layer is not None and layer.groups),
             reason=None if layer is not None and layer.groups else reason,
+            factors=factors.get(name),
         )
     return list(described.values())
 

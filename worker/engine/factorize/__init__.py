@@ -1,0 +1,1 @@
+"""Low rank: layers become products of thinner ones."""
