@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from models.spec_optimizer import USUAL_RATES, USUAL_WARM_UP, AdamW, LearningRate, Optimizer, RateSchedule, Share, usual
 from models.spec_regularize import Regularize
+from models.spec_speed import AnySpeed, Augment, Speed
 from models.spec_types import Strict
 
 Loss = Literal["task", "distill", "both"]
@@ -67,6 +68,8 @@ class Training(Strict):
     batch_norm: Literal["learn", "freeze"] = Field(
         default="learn", description="`freeze`: the statistics of BatchNorm layers stay, and batches may be small."
     )
+    speed: AnySpeed = Field(default=Speed(), description='What makes steps faster; `"auto"` measures all of it.')
+    augment: Augment | None = Field(default=None, description="Change images a little each time they are seen.")
     batch_size: Annotated[int, Field(ge=1, le=4096)] = 64
     loss: Loss | None = Field(default=None, description="Default: `both` with labels and a task, else `distill`.")
     distill: Distill = Distill()

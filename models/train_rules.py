@@ -17,6 +17,7 @@ def check_training(
 ) -> Iterable[FieldProblem]:
     """`pointer` is where `training` stands."""
     yield from _check_norms(spec, network, training, pointer)
+    yield from _check_images(spec, network, dataset, training, pointer)
     yield from _check_loss(spec, network, dataset, training, pointer)
 
 
@@ -42,6 +43,34 @@ def _check_norms(spec: Spec, network: NetworkInspection, training: Training, poi
             "exporter may have folded them into the convolutions): use `group_lasso`."
         )
         yield FieldProblem(pointer=field, message=message)
+
+
+def _check_images(
+    spec: Spec, network: NetworkInspection, dataset: DatasetInspection | None, training: Training, pointer: str
+) -> Iterable[FieldProblem]:
+    """What is for images, or for a GPU, wants one."""
+    at = f"{pointer}/" if spec.steps is not None else None
+    images = [info for info in network.inputs if len(info.shape) == 4 and "float" in info.dtype]
+    if training.augment is not None:
+        message = None
+        if not images:
+            message = "No input of the network is an image ([N, C, H, W], floating-point): leave `augment` out."
+        elif spec.data is not None and dataset is not None and effective_task(spec.data, dataset) == "segmentation":
+            message = "The labels are maps of the images, which `augment` would not move along: leave it out."
+        if message is not None:
+            yield FieldProblem(pointer=f"{at}augment" if at else pointer, message=message)
+    if training.speed.channels_last is True and not images:
+        message = "No input of the network is an image ([N, C, H, W]), so no channels can be last: leave it out."
+        yield FieldProblem(pointer=f"{at}speed/channels_last" if at else pointer, message=message)
+    if spec.device == "cpu":
+        speed = training.speed
+        for field, asked in (
+            ("precision", speed.precision == "tf32"),
+            ("cudnn_autotune", speed.cudnn_autotune is True),
+        ):
+            if asked:
+                message = f"`{field}` asks for what CUDA devices have, and `device` is `cpu`: leave one of the two out."
+                yield FieldProblem(pointer=f"{at}speed/{field}" if at else pointer, message=message)
 
 
 def _check_loss(

@@ -254,6 +254,7 @@ class Capabilities(_View):
     optimizers: list[str]
     rate_schedules: list[str]
     penalties: list[str]
+    precisions: list[str]
     schemes: list[str]
     methods: list[str]
     tasks: list[str]

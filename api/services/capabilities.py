@@ -33,6 +33,7 @@ from models.spec import (
 from models.spec_optimizer import AdamW, Sgd
 from models.spec_quantize import QUANTIZE_STEPS
 from models.spec_regularize import L1, BatchNormGamma, GroupLasso, Growing
+from models.spec_speed import Speed
 from models.tables import Worker
 from models.views import Capabilities, DeviceView, LimitsView
 
@@ -98,6 +99,7 @@ def capabilities(service: Service) -> Capabilities:
         losses=_field(FinetuneStep, "loss"),
         optimizers=[name for kind in (AdamW, Sgd) for name in _field(kind, "name")],
         rate_schedules=_field(FinetuneStep, "rate_schedule"),
+        precisions=_field(Speed, "precision"),
         penalties=[name for kind in (L1, GroupLasso, BatchNormGamma, Growing) for name in _field(kind, "penalty")],
         schemes=_of_schemes("scheme"),
         methods=_of_schemes("method"),

@@ -10,12 +10,12 @@ from pydantic import ValidationError
 from models.inspection import NetworkInspection
 from models.rules import check
 from models.spec import FinetuneStep, Schedule, Spec
-from tests.models.test_rules import ARRAYS, FROZEN, NORMALISED, RESNET
+from tests.models.test_rules import ARRAYS, FROZEN, NORMALISED, RESNET, TOKENS
 
 
-def problems(network: NetworkInspection, training: dict[str, Any]) -> list[tuple[str, str]]:
+def problems(network: NetworkInspection, training: dict[str, Any], **more: Any) -> list[tuple[str, str]]:
     step = {"step": "finetune"} | training
-    spec = Spec.model_validate({"model": "net_1", "data": {"dataset": "dat_1"}, "steps": [step]})
+    spec = Spec.model_validate({"model": "net_1", "data": {"dataset": "dat_1"}, "steps": [step]} | more)
     return [(problem.pointer, problem.message) for problem in check(spec, network, ARRAYS)]
 
 
@@ -44,6 +44,8 @@ def test_the_rate_the_warm_up_and_what_is_kept_follow_from_other_choices() -> No
         ({"regularize": {"penalty": "l1", "strength": 0}}, "greater than 0"),
         ({"learning_rate": "fast"}, "auto"),
         ({"average": 1.0}, "less than 1"),
+        ({"augment": {}}, "give `flip` or `shift`"),
+        ({"speed": {"precision": "int8"}}, "bfloat16"),
         ({"clip_norm": 0}, "greater than 0"),
     ],
 )
@@ -62,3 +64,16 @@ def test_what_training_does_to_a_network_needs_it_there() -> None:
         ((pointer, message),) = problems(FROZEN, {"regularize": {"penalty": penalty}})
         assert (pointer, "use `l1`" in message) == ("/steps/0/regularize", True)
     assert problems(FROZEN, {"regularize": {"penalty": "l1"}}) == []
+
+
+def test_images_and_gpus_are_needed_where_they_are_asked_for() -> None:
+    fast = {"precision": "tf32", "cudnn_autotune": True, "channels_last": True}
+    assert problems(RESNET, {"speed": fast, "augment": {"flip": True}}) == []
+    assert problems(RESNET, {"speed": "auto"}, device="cpu") == []
+    pointers = [pointer for pointer, _ in problems(RESNET, {"speed": fast}, device="cpu")]
+    assert pointers == ["/steps/0/speed/precision", "/steps/0/speed/cudnn_autotune"]
+    found = problems(TOKENS, {"speed": {"channels_last": True}, "augment": {"shift": 4}})
+    assert [pointer for pointer, _ in found[-2:]] == ["/steps/0/augment", "/steps/0/speed/channels_last"]
+    assert all("leave it out" in message or "leave `augment` out" in message for _, message in found[-2:])
+    maps = {"data": {"dataset": "dat_1", "task": "segmentation"}}
+    assert any("would not move along" in message for _, message in problems(RESNET, {"augment": {"shift": 4}}, **maps))

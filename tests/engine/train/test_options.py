@@ -72,8 +72,12 @@ def test_every_choice_goes_on_to_the_same_bits(tmp_path: Path, changes: dict[str
         {"regularize": {"penalty": "growing", "strength": 50}, "learning_rate": "auto", "average": 0.9},
         {"regularize": {"penalty": "group_lasso"}, "optimizer": "sgd", "learning_rate": "auto", "keep": "best"},
         {"regularize": {"penalty": "l1"}, "batch_norm": "freeze", "rate_schedule": "linear"},
+        {"speed": {"precision": "bfloat16", "channels_last": True}, "augment": {"flip": True, "shift": 2}},
+        {"speed": {"precision": "float16"}, "optimizer": "sgd", "average": 0.9, "augment": {"shift": 1}},
+        {"speed": {"channels_last": True}, "learning_rate": "auto"},
+        {"speed": "auto"},
     ],
-    ids=["growing", "group_lasso", "l1"],
+    ids=["growing", "group_lasso", "l1", "bfloat16", "float16", "channels_last", "auto"],
 )
 def test_a_step_goes_on_to_the_same_bits_and_report_without_finding_out_again(
     tmp_path: Path, asked: dict[str, Any]

@@ -12,6 +12,8 @@ from models.spec_regularize import Growing
 from worker.engine.graph.channels import Channels, analyse
 from worker.engine.run import Run
 from worker.engine.subject import StepState, Subject
+from worker.engine.train.measure import Chosen
+from worker.engine.train.numerics import Numerics
 from worker.engine.train.penalties import Regularizer, described, penalty_for, units_to_draw
 from worker.engine.train.range_test import RangeTest
 
@@ -20,13 +22,19 @@ _KEY = "decided"
 
 @dataclass(frozen=True)
 class Decided:
-    """`learning_rate` is the peak, and `range_test` how it was found, where it was; `drawn` are the units that growing
-    regularisation draws, by the id of their group, and `before` what the penalty was before the first step."""
+    """`speed` says in which numerics to train, and what was measured; `learning_rate` is the peak, and `range_test` how
+    it was found, where it was; `drawn` are the units that growing regularisation draws, by the id of their group, and
+    `before` what the penalty was before the first step."""
 
+    speed: dict[str, Any]
     learning_rate: float
     range_test: dict[str, Any] | None = None
     drawn: dict[str, list[int]] | None = None
     before: dict[str, Any] | None = None
+
+    @property
+    def numerics(self) -> Numerics:
+        return Numerics(**{name: self.speed[name] for name in Numerics.__dataclass_fields__})
 
     def kept_with(self, state: StepState) -> StepState:
         return StepState({**state.data, _KEY: asdict(self)}, state.tensors)
@@ -37,18 +45,24 @@ class Decided:
 
 
 def decide(
-    subject: Subject, training: Training, run: Run, find_rate: Callable[[], RangeTest]
+    subject: Subject,
+    training: Training,
+    run: Run,
+    measure: Callable[[], Chosen],
+    find_rate: Callable[[Numerics], RangeTest],
 ) -> tuple[Decided, Regularizer | None]:
     """What was decided before the state that `run` goes on from, or is now; and the penalty asked for, if any.
 
-    Raises Failure: NOTHING_TO_PRUNE where the network has nothing for the penalty to draw; as `find_rate` does.
+    Raises Failure: NOTHING_TO_PRUNE where the network has nothing for the penalty to draw; as `measure` and
+    `find_rate` do.
     """
     decided = Decided.of(run.state) if run.state is not None else None
     channels = None
     if training.regularize is not None:
         channels = analyse(subject.graph, tuple(value.to(run.device) for value in subject.example_inputs()))
     if decided is None:
-        decided = Decided(0.0)
+        chosen = _measured(training, run, measure)
+        decided = Decided(chosen.as_details(), 0.0)
         if isinstance(training.regularize, Growing) and channels is not None:
             decided = replace(decided, drawn=units_to_draw(training.regularize, channels, run.spec.seed))
         penalty = _penalty(training, channels, decided)
@@ -58,10 +72,16 @@ def decide(
     return decided, _penalty(training, channels, decided)
 
 
-def _with_a_rate(decided: Decided, training: Training, run: Run, find_rate: Callable[[], RangeTest]) -> Decided:
+def _measured(training: Training, run: Run, measure: Callable[[], Chosen]) -> Chosen:
+    if run.device.type != "cuda" and (training.speed.precision == "tf32" or training.speed.cudnn_autotune is True):
+        run.warn("no_cuda_here", "`tf32` and `cudnn_autotune` are for CUDA devices and were left out here.")
+    return measure()
+
+
+def _with_a_rate(decided: Decided, training: Training, run: Run, find_rate: Callable[[Numerics], RangeTest]) -> Decided:
     if training.learning_rate != "auto":
         return replace(decided, learning_rate=training.learning_rate)
-    test = find_rate()
+    test = find_rate(decided.numerics)
     if not test.found:
         run.warn(
             "no_rate_found",

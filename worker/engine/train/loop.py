@@ -19,10 +19,13 @@ from torch import Tensor, nn
 
 from models.errors import Code, Failure
 from models.spec_optimizer import USUAL_WARM_UP, AdamW, RateSchedule, Sgd
+from models.spec_speed import Augment
 from worker.engine.data.dataset import Batch, Split
 from worker.engine.masks import Masks
 from worker.engine.subject import StepState
 from worker.engine.train.average import Average
+from worker.engine.train.feed import on_device
+from worker.engine.train.numerics import USUAL, Numerics
 from worker.engine.train.state import Position, capture, copy_weights, device_of, load_weights, restore
 from worker.engine.train.stepper import Penalty, Stepper, optimizer_for, scheduled
 from worker.engine.trainable import trainable
@@ -49,6 +52,8 @@ class Plan:
     patience: int | None = None
     keep: Literal["best", "last"] = "best"
     freeze_batch_norm: bool = False
+    numerics: Numerics = USUAL
+    augment: Augment | None = None
 
 
 @dataclass(frozen=True)
@@ -146,14 +151,31 @@ def train(
         else:
             log = Log.from_data(resume.data["log"], plan.keep)
             best, averages, at = restore(resume, network, optimizer)
+        scaler = plan.numerics.scaler(device_of(network))
+        if scaler is not None and resume is not None:
+            scaler.load_state_dict(resume.data["scaler"])
         average = None if plan.average is None else Average(network, plan.average, averages)
         rate = scheduled(steps, plan.learning_rate, plan.rate_schedule, plan.warm_up)
-        stepper = Stepper(network, loss_of, optimizer, steps, rate, plan.clip_norm, masks, penalty, average)
+        stepper = Stepper(
+            network,
+            loss_of,
+            optimizer,
+            steps,
+            rate,
+            plan.clip_norm,
+            masks,
+            penalty,
+            average,
+            plan.numerics,
+            scaler,
+            plan.augment,
+        )
 
         def after_batch(at: Position) -> None:
             if state_due():
                 averages = None if average is None else average.values
-                on_state(capture(network, optimizer, at, best, averages, {"log": log.as_data()}))
+                data = {"log": log.as_data(), "scaler": None if scaler is None else scaler.state_dict()}
+                on_state(capture(network, optimizer, at, best, averages, data))
 
         while not log.is_over(plan):
             order.set_state(at.order)
@@ -186,12 +208,13 @@ def _one_epoch(
     steps = math.ceil(len(samples) / plan.batch_size)
     total = start.loss_sum.to(device, copy=True)
     seen, epoch = start.samples, start.epoch
-    for step, batch in enumerate(samples.batches(plan.batch_size, generator=order, first=start.batches), start.batches):
+    batches = on_device(samples.batches(plan.batch_size, generator=order, first=start.batches), device)
+    for step, batch in enumerate(batches, start.batches):
         if out_of_time():
             return Position(epoch, start.order, step, seen, total, is_end=False)
         if len(batch) == 1 and steps > 1 and plan.batch_size > 1:
             continue  # BatchNorm cannot normalise a single sample; another one is left over in the next epoch.
-        total += stepper.take(batch.to(device), (epoch - 1) * steps + step) * len(batch)
+        total += stepper.take(batch, (epoch - 1) * steps + step) * len(batch)
         seen += len(batch)
         if step % max(1, steps // REPORTS_PER_EPOCH) == 0 or step == steps - 1:
             _require_finite(total, epoch, step + 1)
@@ -214,9 +237,10 @@ def _judged(at: Position, judge: Callable[[], Verdict], average: Average | None)
 
 @contextmanager
 def ready(network: nn.Module, plan: Plan) -> Iterator[None]:
-    """Gradients on, and random numbers by the plan's seed; as before, and in eval mode, after the block."""
+    """Gradients on, numerics in force, random numbers by the plan's seed; as before, and in eval mode, afterwards."""
     device = device_of(network)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), trainable(network):
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), trainable(network), plan.numerics.in_force(network):
         torch.manual_seed(plan.seed)
         yield
 

@@ -56,7 +56,10 @@ def range_test(
     mean = lowest = math.inf
     with ready(network, plan):
         optimizer = optimizer_for(network, plan.optimizer, plan.weight_decay)
-        stepper = Stepper(network, loss_of, optimizer, STEPS, _rate, plan.clip_norm, masks)
+        scaler = plan.numerics.scaler(device_of(network))
+        stepper = Stepper(
+            network, loss_of, optimizer, STEPS, _rate, plan.clip_norm, masks, numerics=plan.numerics, scaler=scaler
+        )
         train_mode(network, samples, plan)
         for step, batch in enumerate(_batches(samples, plan)):
             loss = float(stepper.take(batch.to(device_of(network)), step))

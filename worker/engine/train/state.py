@@ -114,11 +114,25 @@ def _restore_optimizer(state: StepState, network: nn.Module, optimizer: torch.op
     kept: dict[str, dict[str, Any]] = {name: dict(values) for name, values in state.data["optimizer"].items()}
     for key, value in _part(state, "optimizer.").items():
         kind, _, name = key.partition(".")
-        kept.setdefault(name, {})[kind] = value.clone()
+        kept.setdefault(name, {})[kind] = value
     places = {id(parameter): name for name, parameter in network.named_parameters()}
     names = [places[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
-    own = {place: kept[name] for place, name in enumerate(names) if name in kept}
+    parameters = dict(network.named_parameters())
+    own = {
+        place: {kind: _laid_out_like(parameters[name], value) for kind, value in kept[name].items()}
+        for place, name in enumerate(names)
+        if name in kept
+    }
     optimizer.load_state_dict({"state": own, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _laid_out_like(parameter: nn.Parameter, value: Any) -> Any:
+    """A copy of a value that the optimizer keeps, in the memory layout it would have given it."""
+    if not isinstance(value, Tensor):
+        return value
+    # The count of steps is a scalar, and may live elsewhere than its parameter, which may be one too.
+    alike = value.dim() > 0 and value.shape == parameter.shape
+    return torch.empty_like(parameter).copy_(value) if alike else value.clone()
 
 
 def _part(state: StepState, prefix: str) -> Weights:

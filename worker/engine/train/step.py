@@ -22,6 +22,7 @@ from worker.engine.run import Run
 from worker.engine.subject import Record, Subject
 from worker.engine.train.decide import Decided, decide
 from worker.engine.train.loop import Epoch, Log, Plan, Verdict, train
+from worker.engine.train.measure import choose
 from worker.engine.train.penalties import Regularizer, what_came_of_it
 from worker.engine.train.range_test import range_test
 from worker.engine.train.state import device_of
@@ -71,8 +72,14 @@ def run(subject: Subject, step: FinetuneStep, run: Run) -> dict[str, Any]:
 
     plan = _plan(step, run.spec.seed)
     masks = {name: mask.to(run.device) for name, mask in subject.masks.items()}
-    decided, penalty = decide(subject, step, run, lambda: range_test(network, data.train, loss_of, plan, masks))
-    plan = replace(plan, learning_rate=decided.learning_rate)
+    decided, penalty = decide(
+        subject,
+        step,
+        run,
+        lambda: choose(step.speed, network, data.train, loss_of, plan, masks),
+        lambda numerics: range_test(network, data.train, loss_of, replace(plan, numerics=numerics), masks),
+    )
+    plan = replace(plan, learning_rate=decided.learning_rate, numerics=decided.numerics)
     with run.interrupts.listening():
         log = train(
             network,
@@ -115,6 +122,7 @@ def _plan(step: FinetuneStep, seed: int) -> Plan:
         patience=step.patience,
         keep=step.keep,
         freeze_batch_norm=step.batch_norm == "freeze",
+        augment=step.augment,
     )
 
 
@@ -183,7 +191,7 @@ def _say(run: Run, metric: Metric, epoch: Epoch) -> None:
 
 def _decided(step: FinetuneStep, decided: Decided, penalty: Regularizer | None) -> dict[str, Any]:
     """For the report: what was found out before training, and what came of the penalty."""
-    found: dict[str, Any] = {"learning_rate": decided.learning_rate}
+    found: dict[str, Any] = {"learning_rate": decided.learning_rate, "speed": decided.speed}
     if decided.range_test is not None:
         found["range_test"] = decided.range_test
     if step.regularize is not None and decided.before is not None and penalty is not None:

@@ -11,9 +11,12 @@ from torch import Tensor, nn
 
 from models.errors import Code, Failure
 from models.spec_optimizer import AdamW, RateSchedule, Sgd
+from models.spec_speed import Augment
 from worker.engine.data.dataset import Batch
 from worker.engine.masks import Masks, mask_gradients, mask_weights
+from worker.engine.train.augment import augmented
 from worker.engine.train.average import Average
+from worker.engine.train.numerics import USUAL, Numerics
 from worker.engine.train.rates import learning_rate_at
 
 
@@ -40,23 +43,35 @@ class Stepper:
     masks: Masks
     penalty: Penalty | None = None
     average: Average | None = None
+    numerics: Numerics = USUAL
+    scaler: torch.amp.GradScaler | None = None
+    augment: Augment | None = None
 
     def take(self, batch: Batch, step: int) -> Tensor:
         """The loss of `batch` before this step. Raises Failure(NOT_TRAINABLE) when it has no gradient."""
         rate = self.rate(step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        loss = self.loss_of(batch)
+        if self.augment is not None:
+            batch = augmented(batch, self.augment)
+        with self.numerics.autocast(batch.inputs[0].device):
+            loss = self.loss_of(self.numerics.laid_out(batch))
         if not loss.requires_grad:
             raise Failure(Code.NOT_TRAINABLE, "No gradient reaches the network's parameters from the loss.")
         self.optimizer.zero_grad()
-        torch.autograd.backward(loss)
+        torch.autograd.backward(loss if self.scaler is None else self.scaler.scale(loss))
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
         mask_gradients(self.network, self.masks)
         if self.clip_norm is not None:
             nn.utils.clip_grad_norm_(trained(self.network), self.clip_norm)
         if self.penalty is not None:
             self.penalty.add_gradient()
-        self.optimizer.step()
+        if self.scaler is None:
+            self.optimizer.step()
+        else:
+            self.scaler.step(self.optimizer)  # not where a gradient left float16: then the scale shrinks
+            self.scaler.update()
         if self.penalty is not None:
             self.penalty.shrink(rate, step / self.steps)
         mask_weights(self.network, self.masks)

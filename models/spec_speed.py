@@ -1,0 +1,51 @@
+"""How a spec asks for faster training, and for images that are changed a little each time they are seen."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from models.spec_types import Strict
+
+Precision = Literal["float32", "tf32", "bfloat16", "float16"]
+
+
+class Speed(Strict):
+    """What makes steps faster at the price of other roundings. `auto` measures a few steps of each choice on a copy of
+    the weights and takes another than the usual one where that is at least a twentieth faster; the report has the
+    measurements. Validation is always in float32."""
+
+    precision: Precision | Literal["auto"] = Field(
+        default="float32",
+        description="`tf32`: float32 with shorter products (CUDA). `bfloat16`, `float16`: under autocast, `float16` "
+        "with a scaled loss (Micikevicius et al., 2018); weights and optimizer stay in float32.",
+    )
+    channels_last: bool | Literal["auto"] = Field(
+        default=False, description="Lay images out with their channels last; the same numbers up to rounding."
+    )
+    cudnn_autotune: bool | Literal["auto"] = Field(
+        default=False, description="Let cuDNN try its algorithms for each new shape (CUDA)."
+    )
+
+
+def _all_auto(value: Any) -> Any:
+    return dict.fromkeys(Speed.model_fields, "auto") if value == "auto" else value
+
+
+AnySpeed = Annotated[Speed, BeforeValidator(_all_auto)]
+
+
+class Augment(Strict):
+    """Change the images of a batch before each step, on the device; validation sees them as they are."""
+
+    flip: bool = Field(default=False, description="Mirror every other one, left to right.")
+    shift: Annotated[int, Field(ge=0, le=512)] = Field(
+        default=0, description="Move by up to so many pixels each way, with zeros at the edge (He et al., 2016)."
+    )
+
+    @model_validator(mode="after")
+    def _something(self) -> Augment:
+        if not self.flip and not self.shift:
+            raise ValueError("give `flip` or `shift`, or leave `augment` out")
+        return self
