@@ -1,4 +1,5 @@
-"""Files of torch 2.5 to 2.8, which kept tensors in files of torch.save: written here as those versions wrote them.
+"""Files of torch 2.5 to 2.8, which kept tensors in files of torch.save: written here as those versions wrote them, so
+that one thing can be changed at a time. `test_files_of_older_torch.py` has files that they wrote themselves.
 
 Sources: torch/export/__init__.py `save` (2.5 to 2.7), torch/export/pt2_archive/_package.py `package_pt2` (2.8), and
 torch/_export/serde/schema.py of each. The bytes of torch.save are this version's, whose layout is the same.
