@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from models.spec import Spec
 
@@ -24,11 +27,18 @@ def code_version() -> str:
     return digest.hexdigest()
 
 
-def checkpoint_key(network_sha256: str, dataset_sha256: str | None, spec: Spec, step_index: int) -> str:
+def checkpoint_key(
+    network_sha256: str,
+    dataset_sha256: str | None,
+    spec: Spec,
+    step_index: int,
+    teachers: Mapping[str, str] = MappingProxyType({}),
+) -> str:
     """SHA-256 (64 hex digits) of everything the state after step `step_index` (from 0) is a result of.
 
     That is the network, the data and how they are read, the steps so far, the seed, and the code. Ids, names, limits,
     exports and the device do not count, so a clone, or a host of another kind, resumes too. `spec.steps` must be set.
+    `teachers` has, for the id of each network that `distill.from` names, what identifies it.
     """
     if spec.steps is None:
         raise ValueError("a spec with a preset has no steps yet: resolve it first")
@@ -36,16 +46,34 @@ def checkpoint_key(network_sha256: str, dataset_sha256: str | None, spec: Spec, 
         "network": network_sha256,
         "dataset": dataset_sha256,
         "data": spec.data.model_dump(mode="json", exclude={"dataset"}) if spec.data else None,
-        "steps": [step.model_dump(mode="json") for step in spec.steps[: step_index + 1]],
+        "steps": [_identified(step.model_dump(mode="json"), teachers) for step in spec.steps[: step_index + 1]],
         "seed": spec.seed,
         "code": code_version(),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def checkpoint_keys(network_sha256: str, dataset_sha256: str | None, spec: Spec) -> list[str]:
+def checkpoint_keys(
+    network_sha256: str,
+    dataset_sha256: str | None,
+    spec: Spec,
+    teachers: Mapping[str, str] = MappingProxyType({}),
+) -> list[str]:
     """The keys after the first step, after the second, … of `spec`."""
-    return [checkpoint_key(network_sha256, dataset_sha256, spec, index) for index in range(len(spec.steps or []))]
+    return [
+        checkpoint_key(network_sha256, dataset_sha256, spec, index, teachers) for index in range(len(spec.steps or []))
+    ]
+
+
+def _identified(step: dict[str, Any], teachers: Mapping[str, str]) -> dict[str, Any]:
+    """The step with what a teacher is in place of its id."""
+    changed = dict(step)
+    for name, value in step.items():
+        if name == "distill" and isinstance(value, dict):
+            changed[name] = value | {"from": teachers.get(value["from"], value["from"])}
+        elif name == "schedule" and isinstance(value, dict):
+            changed[name] = _identified(value, teachers)
+    return changed
 
 
 def inside_key(key: str) -> str:

@@ -18,7 +18,7 @@ from models.ids import new_id
 from models.inspection import DatasetInspection, NetworkInspection
 from models.reading import ReadOptions
 from models.statuses import UploadStatus
-from models.tables import Dataset, Job, Network, dump
+from models.tables import Dataset, Job, JobTeacher, Network, dump
 
 Upload = Network | Dataset
 UploadTable = type[Network] | type[Dataset]
@@ -142,7 +142,8 @@ def delete_upload(session: Session, table: UploadTable, tenant: str, upload_id: 
 
     Raises `Failure` with `in_use` while a job names it, also an ended one: its report speaks of this file."""
     mine = and_(table.id == upload_id, table.tenant == tenant)
-    used = exists().where(or_(Job.network_id == upload_id, Job.dataset_id == upload_id))
+    named = exists().where(or_(Job.network_id == upload_id, Job.dataset_id == upload_id))
+    used = or_(named, exists().where(JobTeacher.network_id == upload_id))
     in_use = Failure(Code.IN_USE, "A job uses it. Delete that job first, once it has ended.", where=upload_id)
     try:
         if session.scalar(delete(table).where(mine, ~used).returning(table.id)) is not None:

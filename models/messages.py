@@ -65,11 +65,13 @@ class InspectDatasetRequest(_Request):
 
 class CompressRequest(_Request):
     """`folder` is the job folder: the engine writes nowhere else. `checkpoints` are files of finished steps, or
-    of states inside one, which are kept every `checkpoint_seconds`."""
+    of states inside one, which are kept every `checkpoint_seconds`. `teachers` are the networks that `distill.from`
+    names, by id."""
 
     kind: Literal["compress"] = "compress"
     network: NetworkFile
     dataset: InputFile | None = None
+    teachers: dict[str, NetworkFile] = {}
     spec: Spec
     folder: Path
     device: Literal["cpu", "cuda"] = "cpu"

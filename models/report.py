@@ -101,12 +101,15 @@ class FilePair(_Frozen):
 
 
 class Provenance(_Frozen):
+    """`teachers_sha256` has the files of networks that taught beside the original, by id."""
+
     versions: dict[str, str]
     device: str
     seed: int
     model_sha256: str
     dataset_sha256: str | None
     spec_sha256: str
+    teachers_sha256: dict[str, str] = {}
 
 
 class Report(_Frozen):

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from models.criteria import GradientLoss
 from models.criterion_rules import check_gradients, default_loss
 from models.data_rules import check_data, resolve_data
+from models.distill_rules import Teachers, check_distill
 from models.errors import FieldProblem
 from models.factorize_rules import check_factorize, check_names_of_parts, with_parts
 from models.factors import resolve_factorize
@@ -66,10 +68,13 @@ _WHY_NOT = {
 """For a step that another cannot come after."""
 
 
-def check(spec: Spec, network: NetworkInspection, dataset: DatasetInspection | None) -> list[FieldProblem]:
+def check(
+    spec: Spec, network: NetworkInspection, dataset: DatasetInspection | None, teachers: Teachers = MappingProxyType({})
+) -> list[FieldProblem]:
     """Every problem of `spec`, in the order of its fields; none: it can be queued.
 
-    `dataset` is the inspection of `spec.data.dataset`, or `None` when there is no data."""
+    `dataset` is the inspection of `spec.data.dataset`, or `None` when there is no data; `teachers` are
+    those of the networks that `distill.from` names."""
     problems: list[FieldProblem] = []
     if spec.preset is not None and spec.preset not in PRESETS:
         message = f"There is no preset {spec.preset!r}{nearest(spec.preset, PRESETS)}."
@@ -110,6 +115,7 @@ def check(spec: Spec, network: NetworkInspection, dataset: DatasetInspection | N
                 unmatched = list(check_globs([choice.match for choice in step.layers], network.layers, pointer))
                 problems += unmatched or check_sensitivity(step, network, pointer)
                 problems += check_gradients(spec, network, step.criterion, f"{pointer}/criterion")
+    problems += check_distill(spec, network, teachers)
     problems += check_export(spec, steps)
     if spec.require is not None and spec.data is None:
         message = "`require` is decided on validation data, and there is none: give `data`, or leave `require` out."

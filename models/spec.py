@@ -12,7 +12,7 @@ from models.spec_quantize import Quantize, QuantizeStep, flatten_choices
 from models.spec_schemes import DynamicStep
 from models.spec_sensitivity import SensitivityStep
 from models.spec_sparsify import Blocks, LayerSparsity, NOfM, SparsifyStep
-from models.spec_train import Distill, FinetuneStep, Loss, Training
+from models.spec_train import Distill, Feature, FinetuneStep, Loss, Training
 from models.spec_types import LayerChoice, Strict
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "FactorChoice",
     "FactorTarget",
     "FactorizeStep",
+    "Feature",
     "FinetuneStep",
     "LayerAmount",
     "LayerChoice",

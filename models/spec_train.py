@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
@@ -9,19 +10,38 @@ from pydantic import ConfigDict, Field, model_validator
 from models.spec_optimizer import USUAL_RATES, USUAL_WARM_UP, AdamW, LearningRate, Optimizer, RateSchedule, Share, usual
 from models.spec_regularize import Regularize
 from models.spec_speed import AnySpeed, Augment, Speed
-from models.spec_types import Strict
+from models.spec_types import Glob, Strict
 
 Loss = Literal["task", "distill", "both"]
+ORIGINAL = "original"
+DroppedShare = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+
+
+class Feature(Strict):
+    """A layer whose values are drawn to those of the teacher's layer of the same name."""
+
+    layer: Glob
+    weight: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] = 1.0
 
 
 class Distill(Strict):
-    """Learn from the outputs of the original network (Hinton et al., 2015)."""
+    """Learn from the outputs of a teacher (Hinton et al., 2015), and from what its layers give (FitNets: Romero et al.,
+    2015)."""
 
-    from_: Literal["original"] = Field(default="original", alias="from")
+    from_: Annotated[str, Field(pattern=r"^(original|net_\w{1,60})$")] = Field(
+        default="original",
+        alias="from",
+        description="`original`, or the id of another network with the same inputs and outputs.",
+    )
     weight: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.5, description='Share of the distillation loss when `"loss": "both"`.'
     )
     temperature: Annotated[float, Field(ge=1, le=100)] = 4.0
+    features: Annotated[list[Feature], Field(max_length=100)] = Field(
+        default=[],
+        description="Mean squared error of layers' values, over the variance of the teacher's, added to that of the "
+        "outputs; through a linear projection, learnt with the network, where a cut has made them narrower.",
+    )
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", validate_by_alias=True, validate_by_name=True, serialize_by_alias=True
@@ -70,6 +90,16 @@ class Training(Strict):
     )
     speed: AnySpeed = Field(default=Speed(), description='What makes steps faster; `"auto"` measures all of it.')
     augment: Augment | None = Field(default=None, description="Change images a little each time they are seen.")
+    dropout: DroppedShare = Field(
+        default=0.0,
+        description="Share of what linear layers read, and of attention weights, that is zero while training "
+        "(Srivastava et al., 2014): an export in eval mode has left none of it.",
+    )
+    drop_path: DroppedShare = Field(
+        default=0.0,
+        description="Share of samples that leave out the last residual branch while training, earlier ones less in "
+        "proportion (stochastic depth: Huang et al., 2016).",
+    )
     batch_size: Annotated[int, Field(ge=1, le=4096)] = 64
     loss: Loss | None = Field(default=None, description="Default: `both` with labels and a task, else `distill`.")
     distill: Distill = Distill()
@@ -94,3 +124,24 @@ class FinetuneStep(Training):
         if self.patience is not None and self.keep == "last":
             raise ValueError('`patience` waits for a better epoch, and `"keep": "last"` asks for none: leave it out')
         return self
+
+
+def trainings(steps: Sequence[Any]) -> list[tuple[str, Training]]:
+    """Every training that `steps` ask for, with a pointer to it from `/steps`: a step that is one, or the schedule of
+    another."""
+    found: list[tuple[str, Training]] = []
+    for index, step in enumerate(steps):
+        schedule = getattr(step, "schedule", None)
+        for pointer, part in ((f"/{index}", step), (f"/{index}/schedule", schedule)):
+            if isinstance(part, Training):
+                found.append((pointer, part))
+    return found
+
+
+def teacher_ids(steps: Sequence[Any]) -> dict[str, str]:
+    """The networks other than the original that teach in `steps`; each with a pointer to where it is first named."""
+    found: dict[str, str] = {}
+    for pointer, training in trainings(steps):
+        if training.distill.from_ != ORIGINAL:
+            found.setdefault(training.distill.from_, f"/steps{pointer}/distill/from")
+    return found

@@ -159,6 +159,16 @@ class Job(Base):
     changed_at: Mapped[datetime]
 
 
+class JobTeacher(Base):
+    """A network other than its own that a job learns from."""
+
+    __tablename__ = "job_teachers"
+    __table_args__ = (Index("job_teachers_by_network", "network_id"),)
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    network_id: Mapped[str] = mapped_column(ForeignKey("networks.id"), primary_key=True)
+
+
 class Event(Base):
     """One thing that happened in a job; `id` counts from 1 within the job."""
 

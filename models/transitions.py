@@ -24,8 +24,9 @@ from models.ids import new_id
 from models.queue import oldest_job, turns
 from models.report import Report
 from models.spec import Spec
+from models.spec_train import teacher_ids
 from models.statuses import TERMINAL, JobStatus
-from models.tables import Artifact, Event, Job, UtcDateTime, dump
+from models.tables import Artifact, Event, Job, JobTeacher, UtcDateTime, dump
 
 _LEFT: dict[str, None] = {"worker_id": None, "lease_expires_at": None, "phase": None}
 _ENDED: dict[str, None] = {"lease_expires_at": None, "phase": None}
@@ -43,7 +44,7 @@ def submit(
     device: str,
     now: datetime,
 ) -> Job:
-    """Insert a queued job. Raises `Failure` with `not_found` when its network or data set was deleted meanwhile."""
+    """Insert a queued job. Raises `Failure` with `not_found` when a network or data set of it was deleted meanwhile."""
     job = Job(
         id=new_id("job"),
         tenant=tenant,
@@ -71,8 +72,10 @@ def submit(
     session.add(job)
     try:
         session.flush()
+        session.add_all(JobTeacher(job_id=job.id, network_id=each) for each in teacher_ids(resolved_spec.steps or ()))
+        session.flush()
     except IntegrityError as error:
-        raise Failure(Code.NOT_FOUND, "The network or the data set of this job was deleted meanwhile.") from error
+        raise Failure(Code.NOT_FOUND, "A network or the data set of this job was deleted meanwhile.") from error
     _append_status(session, job, None)
     return job
 

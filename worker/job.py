@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
@@ -24,6 +25,7 @@ from models.reading import ReadOptions
 from models.report import Report
 from models.settings import Settings
 from models.spec import Spec
+from models.spec_train import teacher_ids
 from models.statuses import JobStatus, Phase
 from models.tables import Checkpoint, Dataset, Job, Network
 from worker.files import bring_in, publish
@@ -40,7 +42,8 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Assignment:
-    """A claimed job and what it needs; `checkpoint` is the furthest state that is kept of it."""
+    """A claimed job and what it needs; `checkpoint` is the furthest state that is kept of it, `teachers` are the
+    networks beside its own that it learns from: digest and how to read it, by id."""
 
     job: Job
     spec: Spec
@@ -48,9 +51,12 @@ class Assignment:
     read_options: ReadOptions
     dataset_sha256: str | None
     checkpoint: Checkpoint | None
+    teachers: Mapping[str, tuple[str, ReadOptions]]
 
     def keys(self) -> list[str]:
-        return checkpoint_keys(self.read_options.identify(self.network_sha256), self.dataset_sha256, self.spec)
+        taught_by = {each: options.identify(sha256) for each, (sha256, options) in self.teachers.items()}
+        identity = self.read_options.identify(self.network_sha256)
+        return checkpoint_keys(identity, self.dataset_sha256, self.spec, taught_by)
 
 
 def claim_job(database: Database, settings: Settings, worker_id: str) -> Assignment | None:
@@ -76,7 +82,9 @@ def _assignment(session: Session, job: Job) -> Assignment:
     spec = Spec.model_validate(job.resolved_spec)
     network = session.get_one(Network, job.network_id)
     dataset_sha256 = session.get_one(Dataset, job.dataset_id).sha256 if job.dataset_id else None
-    assignment = Assignment(job, spec, network.sha256, read_options_of(network), dataset_sha256, None)
+    taught_by = {each: session.get_one(Network, each) for each in teacher_ids(spec.steps or ())}
+    teachers = {each: (row.sha256, read_options_of(row)) for each, row in taught_by.items()}
+    assignment = Assignment(job, spec, network.sha256, read_options_of(network), dataset_sha256, None, teachers)
     keys = in_order(assignment.keys())
     found = attempts.checkpoints(session, job.tenant, keys)
     furthest = max(found, key=lambda checkpoint: keys.index(checkpoint.key), default=None)
@@ -140,6 +148,12 @@ class _Attempt:
         given, blobs = self._assignment, self._supervisor.blobs
         network = bring_in(blobs, given.network_sha256, folder.inputs / "network")
         dataset = given.dataset_sha256 and bring_in(blobs, given.dataset_sha256, folder.inputs / "dataset")
+        teachers = {
+            each: NetworkFile(
+                path=bring_in(blobs, sha256, folder.inputs / f"teacher-{number}"), sha256=sha256, read=options
+            )
+            for number, (each, (sha256, options)) in enumerate(given.teachers.items())
+        }
         checkpoints = []
         if given.checkpoint is not None:
             try:
@@ -151,6 +165,7 @@ class _Attempt:
         request = CompressRequest(
             network=NetworkFile(path=network, sha256=given.network_sha256, read=given.read_options),
             dataset=InputFile(path=dataset, sha256=given.dataset_sha256) if dataset else None,
+            teachers=teachers,
             spec=given.spec,
             folder=folder.job,
             device="cuda" if self._settings.device_class == "cuda" else "cpu",

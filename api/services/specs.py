@@ -19,8 +19,9 @@ from models.errors import Code, Failure, FieldProblem
 from models.inspection import DatasetInspection, NetworkInspection
 from models.settings import Settings
 from models.spec import Spec
+from models.spec_train import teacher_ids
 
-_LAYER_GLOB = re.compile(r"/steps/\d+/layers/\d+/match")
+_LAYER_GLOB = re.compile(r"/steps/\d+/(layers/\d+/match|(schedule/)?distill/features/\d+/layer)")
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,10 @@ def check(session: Session, settings: Settings, tenant: str, document: dict[str,
         dataset = ready_dataset(
             session, tenant, spec.data.dataset, "/dataset" if "dataset" in document else "/data/dataset"
         )
-    problems = [_at_what_was_sent(problem, document) for problem in rules.check(spec, network, dataset)]
+    teachers = {
+        each: ready_network(session, tenant, each, pointer) for each, pointer in teacher_ids(spec.steps or ()).items()
+    }
+    problems = [_at_what_was_sent(problem, document) for problem in rules.check(spec, network, dataset, teachers)]
     if problems:
         raise Failure(_code_of(problems), summary(problems), problems=tuple(problems))
     _check_device(session, settings, spec)

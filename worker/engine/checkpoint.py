@@ -22,7 +22,7 @@ from worker.engine.quantize.dynamic.step import replay as replay_dynamic
 from worker.engine.quantize.step import replay as replay_quantize
 from worker.engine.run import Run
 from worker.engine.sparsify.step import replay as replay_sparsify
-from worker.engine.subject import Record, StepState, Subject
+from worker.engine.subject import BESIDE, Record, StepState, Subject
 from worker.engine.train.step import replay as replay_finetune
 
 _FORMAT = "modelpress-checkpoint-2"
@@ -95,7 +95,7 @@ def save_checkpoint(subject: Subject, reports: list[StepReport], path: Path, tra
             tensors[f"record.{index}.{name}"] = tensor.detach().contiguous()
     inside = {} if training is None else training.tensors
     for name, tensor in inside.items():
-        if not name.startswith(_NETWORK):
+        if not name.startswith(_NETWORK) or name.startswith(f"{_NETWORK}{BESIDE}."):
             tensors[f"training.{name}"] = tensor.contiguous()
     metadata = {
         "format": _FORMAT,
@@ -149,4 +149,5 @@ def _is_disk_full(error: OSError | SafetensorError) -> bool:
 
 def _state(subject: Subject) -> dict[str, torch.Tensor]:
     """Every parameter and buffer of the graph, each once under its first name."""
-    return dict(subject.graph.named_parameters()) | dict(subject.graph.named_buffers())
+    named = dict(subject.graph.named_parameters()) | dict(subject.graph.named_buffers())
+    return {name: tensor for name, tensor in named.items() if not name.startswith(f"{BESIDE}.")}

@@ -262,5 +262,6 @@ def _provenance(run: Run, request: CompressRequest) -> Provenance:
         seed=run.spec.seed,
         model_sha256=request.network.digest(),
         dataset_sha256=request.dataset.digest() if request.dataset else None,
+        teachers_sha256={each: file.digest() for each, file in request.teachers.items()},
         spec_sha256=hashlib.sha256(run.spec.model_dump_json().encode()).hexdigest(),
     )

@@ -48,6 +48,10 @@ class Objective:
     def needs_teacher(self) -> bool:
         return self.kind != "task"
 
+    @property
+    def teachers_share(self) -> float:
+        return {"task": 0.0, "distill": 1.0, "both": self.weight}[self.kind]
+
     def loss(self, outputs: tuple[Tensor, ...], teacher: tuple[Tensor, ...] | None, labels: Tensor | None) -> Tensor:
         """A scalar, the mean over samples. `teacher` are the original's outputs for the same inputs."""
         parts = []

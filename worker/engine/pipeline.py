@@ -81,7 +81,8 @@ def compress(request: CompressRequest, emit: Callable[[EngineEvent], None]) -> N
     with run.timed("inspect"):
         subject = _read(request, run)
     dataset_sha256 = request.dataset.digest() if request.dataset else None
-    keys = checkpoint_keys(request.network.identity(), dataset_sha256, run.spec)
+    taught_by = {each: file.identity() for each, file in request.teachers.items()}
+    keys = checkpoint_keys(request.network.identity(), dataset_sha256, run.spec, taught_by)
 
     run.phase(Phase.BASELINE)
     run.share(2.0, 3.0)
@@ -106,11 +107,14 @@ def _read(request: CompressRequest, run: Run) -> Subject:
     subject = lift(program)
     network = describe_network(subject, program.format, program.warnings)
     dataset = inspect_dataset(request.dataset.path) if request.dataset else None
-    problems = check(request.spec, network, dataset)
+    teachers = {each: lift(read_network(file.path, file.read)) for each, file in request.teachers.items()}
+    described = {each: describe_network(teacher, "pt2") for each, teacher in teachers.items()}
+    problems = check(request.spec, network, dataset, described)
     if problems:
         lines = "; ".join(f"{problem.pointer}: {problem.message}" for problem in problems)
         raise Failure(Code.INVALID_SPEC, lines, problems=tuple(problems))
     run.spec = resolve(request.spec, network, dataset)
+    run.teachers = {each: teacher.original for each, teacher in teachers.items()}
     if request.dataset is not None and run.spec.data is not None:
         run.data = open_dataset(request.dataset.path, run.spec.data, subject.inputs, run.spec.seed)
     for notice in (*program.warnings, *(dataset.warnings if dataset else ())):

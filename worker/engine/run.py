@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +31,7 @@ class Run:
     `shares` says how the work divides: (start, width) in percent of the part that runs now.
     `keep_state` takes the state inside a step; `state` is the one to go on from, where there is one.
     `cut_short` says, once the time is up, what was left undone.
+    `teachers` are the networks beside the original to learn from, by id.
     `train` is the finetune step, for steps that train in between; `latency` exports a network and measures it and the
     original side by side.
     """
@@ -40,6 +41,7 @@ class Run:
     emit: Callable[[EngineEvent], None]
     device: torch.device
     data: Dataset | None = None
+    teachers: Mapping[str, fx.GraphModule] = field(default_factory=dict)
     step_index: int | None = None
     interrupts: Interrupts = field(default_factory=Interrupts)
     state: StepState | None = None

@@ -13,6 +13,9 @@ from torch import Tensor, fx
 from models.inspection import TensorInfo
 from worker.engine.graph.integer import Quantization, integer_network
 
+BESIDE = "learnt_beside"
+"""A submodule that a network has while it is trained: parameters that learn with it and are no part of it."""
+
 
 @dataclass(frozen=True)
 class Record:

@@ -271,3 +271,19 @@ def test_a_token_beyond_the_embedding_is_refused(tmp_path: Path) -> None:
     arrays[subject.inputs[0].name][7, 0] = 10**6
     with pytest.raises(Failure, match="embedding"):
         run(subject, STEP, started(subject, tmp_path, arrays, STEP))
+
+
+def test_a_loss_that_stops_being_a_number_leaves_the_last_good_state(tmp_path: Path) -> None:
+    arrays = patterns()
+    arrays["split"] = np.array(["train"] * 128 + ["val"] * 16 + ["test"] * 16)
+    arrays["x"][100] *= 1e38  # of the training samples alone: the start can be judged
+    step = STEP.model_copy(update={"batch_size": 4})
+    subject, kept = small(tmp_path), list[StepState]()
+    begun = started(subject, tmp_path, arrays, step)
+    begun.keep_state = kept.append
+    begun.interrupts.state_due = lambda: True  # type: ignore[method-assign]
+    with pytest.raises(Failure, match="lower the learning rate") as caught:
+        run(subject, step, begun)
+    assert caught.value.code is Code.NAN_LOSS
+    assert 0 < len(kept) < 32
+    assert all(bool(value.isfinite().all()) for state in kept for value in state.tensors.values())

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from models.errors import Code, Failure
 from models.events import MetricEvent
 from models.metrics import METRICS
 from models.spec import FinetuneStep, Metric
+from models.spec_train import ORIGINAL
 from models.statuses import Phase
 from worker.engine.data.dataset import Batch, Dataset
 from worker.engine.losses import LossKind, Objective, objective_for
@@ -19,12 +21,15 @@ from worker.engine.measure.agreement import AgreementMeter
 from worker.engine.measure.meters import Meter, meter_for
 from worker.engine.measure.metrics import as_outputs, forward_of, index_outside, output_index, require_finite
 from worker.engine.run import Run
-from worker.engine.subject import Record, Subject
+from worker.engine.subject import Record, StepState, Subject
 from worker.engine.train.decide import Decided, decide
+from worker.engine.train.dropout import Noisy, with_noise
+from worker.engine.train.features import Features, features_for
 from worker.engine.train.loop import Epoch, Log, Plan, Verdict, train
-from worker.engine.train.measure import choose
+from worker.engine.train.measure import Chosen, choose
+from worker.engine.train.numerics import Numerics
 from worker.engine.train.penalties import Regularizer, what_came_of_it
-from worker.engine.train.range_test import range_test
+from worker.engine.train.range_test import RangeTest, range_test
 from worker.engine.train.state import device_of
 
 SCALE_SAMPLES = 64
@@ -43,7 +48,7 @@ def run(subject: Subject, step: FinetuneStep, run: Run) -> dict[str, Any]:
     output = output_index(subject.outputs, run.spec.data.output if run.spec.data else None)
     data.check_output(subject.outputs[output])
     device_of(subject.graph)  # No parameters at all: said before anything runs.
-    network, original = subject.graph.to(run.device), subject.original.to(run.device)
+    network, original = subject.graph.to(run.device), _teacher(subject, step, run).to(run.device)
     teacher = forward_of(original, run.device)
     some = data.val.sample(SCALE_SAMPLES, run.spec.seed)
     objective = objective_for(
@@ -56,13 +61,20 @@ def run(subject: Subject, step: FinetuneStep, run: Run) -> dict[str, Any]:
         temperature=step.distill.temperature,
     )
 
+    features = _features(network, original, step, some.inputs, run) if objective.needs_teacher else None
+
+    noisy = _noisy(subject, step, run)
+
     def loss_of(batch: Batch) -> Tensor:
+        if features is not None:
+            features.forget()
         wanted = teacher(batch.inputs) if objective.needs_teacher else None
         try:
-            outputs = as_outputs(network(*batch.inputs))
+            outputs = as_outputs(noisy.network(*batch.inputs))
         except IndexError as error:
             raise index_outside(error) from error
-        return objective.loss(outputs, wanted, batch.labels)
+        loss = objective.loss(outputs, wanted, batch.labels)
+        return loss if features is None else loss + objective.teachers_share * features.loss()
 
     def judge() -> Verdict:
         return _judge(network, original, data, objective, step.batch_size, run.device)
@@ -70,17 +82,22 @@ def run(subject: Subject, step: FinetuneStep, run: Run) -> dict[str, Any]:
     def on_epoch(epoch: Epoch) -> None:
         _say(run, data.metric, epoch)
 
+    def beside() -> AbstractContextManager[None]:
+        return nullcontext() if features is None else features.attached()
+
+    def choose_numerics() -> Chosen:
+        with beside():
+            return choose(step.speed, network, data.train, loss_of, plan, masks)
+
+    def find_rate(numerics: Numerics) -> RangeTest:
+        with beside():
+            return range_test(network, data.train, loss_of, replace(plan, numerics=numerics), masks)
+
     plan = _plan(step, run.spec.seed)
     masks = {name: mask.to(run.device) for name, mask in subject.masks.items()}
-    decided, penalty = decide(
-        subject,
-        step,
-        run,
-        lambda: choose(step.speed, network, data.train, loss_of, plan, masks),
-        lambda numerics: range_test(network, data.train, loss_of, replace(plan, numerics=numerics), masks),
-    )
+    decided, penalty = decide(subject, step, run, choose_numerics, find_rate)
     plan = replace(plan, learning_rate=decided.learning_rate, numerics=decided.numerics)
-    with run.interrupts.listening():
+    with run.interrupts.listening(), beside():
         log = train(
             network,
             data.train,
@@ -90,13 +107,14 @@ def run(subject: Subject, step: FinetuneStep, run: Run) -> dict[str, Any]:
             penalty=penalty,
             on_progress=lambda fraction, epoch: run.progress(fraction, epoch, step.epochs),
             on_epoch=on_epoch,
-            on_state=lambda state: run.keep_state(decided.kept_with(state)),
+            on_state=lambda state: run.keep_state(decided.kept_with(_sound(state))),
             state_due=run.interrupts.state_due,
             out_of_time=run.interrupts.out_of_time,
             resume=run.state,
             masks=masks,
         )
     details = _details(log, kind, data.metric, len(data.train)) | _decided(step, decided, penalty)
+    details |= _taught(step, objective, features) | {"dropouts": noisy.dropouts, "drop_paths": noisy.branches}
     if log.best == 0:
         run.warn(
             "finetune_did_not_help",
@@ -150,10 +168,74 @@ def _loss_kind(step: FinetuneStep, data: Dataset) -> LossKind:
     return step.loss
 
 
+def _teacher(subject: Subject, step: FinetuneStep, run: Run) -> fx.GraphModule:
+    name = step.distill.from_
+    if name == ORIGINAL:
+        return subject.original
+    if name not in run.teachers:
+        raise Failure(Code.INVALID_SPEC, f"The teacher {name!r} was not given.", where="/steps/distill/from")
+    return run.teachers[name]
+
+
+def _features(
+    network: fx.GraphModule, teacher: fx.GraphModule, step: FinetuneStep, inputs: tuple[Tensor, ...], run: Run
+) -> Features | None:
+    if not step.distill.features:
+        return None
+    placed = tuple(value.to(run.device) for value in inputs)
+    where = f"/steps/{run.step_index or 0}/distill/features"
+    features, gone = features_for(network, teacher, step.distill.features, placed, run.spec.seed, where)
+    if gone:
+        run.warn("features_gone", f"Nothing is learnt from layers that were cut out: {', '.join(gone)}.")
+    return features
+
+
+def _noisy(subject: Subject, step: FinetuneStep, run: Run) -> Noisy:
+    """The network as it runs while it trains."""
+    if not step.dropout and not step.drop_path:
+        return Noisy(subject.graph, 0, 0)
+    placed = tuple(value.to(run.device) for value in subject.example_inputs())
+    noisy = with_noise(subject.graph, placed, step.dropout, step.drop_path)
+    for name, asked, found in (
+        ("dropout", step.dropout, noisy.dropouts),
+        ("drop_path", step.drop_path, noisy.branches),
+    ):
+        if asked and not found:
+            run.warn("nothing_dropped", f"The network has no place for `{name}`: nothing is dropped by it.")
+    return noisy
+
+
+def _sound(state: StepState) -> StepState:
+    """`state`, if it is one to go on from. Raises Failure(NAN_LOSS), so that the last good one stays."""
+    sums = state.tensors["epoch.loss_sum"]
+    broken = [
+        name for name, value in state.tensors.items() if name.startswith("network.") and bool(value.isnan().any())
+    ]
+    if broken or not bool(sums.isfinite().all()):
+        what = f"{broken[0].removeprefix('network.')} has" if broken else "The loss has"
+        raise Failure(
+            Code.NAN_LOSS,
+            f"{what} become NaN in epoch {state.data['epoch']}, by step {state.data['batches']}; lower the learning "
+            "rate.",
+            where=f"epoch {state.data['epoch']}",
+        )
+    return state
+
+
+def _taught(step: FinetuneStep, objective: Objective, features: Features | None) -> dict[str, Any]:
+    """By whom, and by which layers: `projected` where theirs are wider, or narrower."""
+    if not objective.needs_teacher:
+        return {"teacher": None, "features": []}
+    rows = [] if features is None else features.projections.items()
+    layers = [{"layer": name, "projected": any(each is not None for each in found)} for name, found in rows]
+    return {"teacher": step.distill.from_, "features": layers}
+
+
 def _judge(
     network: nn.Module, original: nn.Module, data: Dataset, objective: Objective, batch_size: int, device: torch.device
 ) -> Verdict:
-    """The deciding metric and the loss on all validation samples."""
+    """The deciding metric and the loss of the outputs on all validation samples; `original` is the teacher, with whom
+    to agree."""
     own, teacher = forward_of(network, device), forward_of(original, device)
     by_agreement = data.metric == "agreement"
     meter: Meter | None = None if by_agreement else meter_for(data.task)
