@@ -3,17 +3,19 @@ not depend on scores, else within bounds. No torch, and nothing runs."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from models.criterion_rules import scaled_layers
 from models.factorize_foretell import taken_off
 from models.inspection import GroupInfo, NetworkInspection
+from models.lowbit_rules import codings_of
 from models.prune_policy import Policy, layers_of, policy_for, removable_counts
 from models.prune_search import Levels, alike, goal, nearest, own_wanted, reach
 from models.schedules import gone_after
 from models.sizes import QUANTITIES, Polynomials, Sizes, evaluate
-from models.spec import DynamicStep, FactorizeStep, PruneStep, QuantizeStep, Step
+from models.spec import DynamicStep, FactorizeStep, LowBitStep, PruneStep, QuantizeStep, Step
 
 Units = tuple[int, ...]
 """For each group of the inspection, how many units it keeps."""
@@ -79,12 +81,18 @@ def foretell(steps: Sequence[Step], network: NetworkInspection) -> list[Left]:
             at_most = {name: count + more[name] for name, count in at_most.items()}
             apart = True
         shrunk = shrunk or isinstance(step, QuantizeStep | DynamicStep)
+        low_bit = step if isinstance(step, LowBitStep) else None
         units = tuple(Bounds(*pair) for pair in zip(least, most, strict=True))
         quantities = {
             name: Bounds(max(0, bounds.least - at_most[name]), bounds.most - at_least[name])
             for name, bounds in _quantities(network.sizes, least, most).items()
         }
-        found.append(Left(units, _in_integers(quantities, network) if shrunk else quantities, asked))
+        if shrunk:
+            quantities = _in_integers(quantities, network)
+        if low_bit is not None:
+            whole = least == most == start and not apart
+            quantities = quantities | {"bytes": _in_codes(low_bit, quantities, network, whole=whole)}
+        found.append(Left(units, quantities, asked))
     return found
 
 
@@ -113,6 +121,20 @@ def _in_integers(quantities: dict[str, Bounds], network: NetworkInspection) -> d
         "parameters": Bounds(fewer, parameters.most),
         "bytes": Bounds(fewer, quantities["bytes"].most),
     }
+
+
+def _in_codes(step: LowBitStep, quantities: dict[str, Bounds], network: NetworkInspection, *, whole: bool) -> Bounds:
+    """Exactly what is stored of the `whole` network, before anything is deflated, unless layers share a weight; else no
+    more than now, and no less than if every weight took as few bits as any."""
+    before = quantities["bytes"]
+    codings = codings_of(step, network)
+    layers = [layer for layer in network.layers if layer.name in codings]
+    shared = sum(layer.parameters for layer in network.layers) > network.parameters
+    if whole and not shared and before.least == before.most:
+        saved = sum(4 * math.prod(layer.shape) - codings[layer.name].stored_bytes(layer.shape) for layer in layers)
+        return Bounds(before.least - saved, before.most - saved)
+    fewest = min((coding.bits / coding.dimension for coding in codings.values()), default=32.0)
+    return Bounds(math.floor(before.least * min(1.0, fewest / 32)), before.most)
 
 
 def _asked(step: PruneStep, polynomials: Polynomials, units: Units) -> dict[str, int]:

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from models.errors import FieldProblem
 from models.globs import check_globs
 from models.inspection import NetworkInspection
-from models.spec import DynamicStep, LayerChoice, QuantizeStep, Step
+from models.spec import DynamicStep, LayerChoice, LowBitStep, QuantizeStep, Step
 
 DYNAMIC_KINDS = frozenset({"LSTM", "Linear"})
 """The layers that a runtime has kernels for which range their inputs."""
@@ -16,6 +16,8 @@ DYNAMIC_KINDS = frozenset({"LSTM", "Linear"})
 
 def data_needed_for(step: Step) -> str | None:
     """Why `step` needs data, where it is one of `quantize` that does."""
+    if isinstance(step, LowBitStep):
+        return "to train on" if step.epochs else None
     return "to calibrate with" if isinstance(step, QuantizeStep) else None
 
 

@@ -70,13 +70,14 @@ class StepReport(_Frozen):
 
 
 class LayerReport(_Frozen):
-    """One layer before and after. `sqnr_db` is the signal to quantization-noise ratio of its output, in dB."""
+    """One layer before and after. `bits` of a weight, those of scales and tables included where weights are stored as
+    codes. `sqnr_db` is the signal to quantization-noise ratio of its output, in dB."""
 
     name: str
     kind: str
     channels_before: int | None
     channels_after: int | None
-    bits: int
+    bits: float
     sqnr_db: float | None = None
     sparsity: float
 

@@ -20,6 +20,7 @@ from models.factors import resolve_factorize
 from models.globs import check_globs, nearest
 from models.inspection import DatasetInspection, NetworkInspection
 from models.label_rules import is_labelled
+from models.lowbit_rules import check_low_bit
 from models.presets import PRESETS
 from models.prune_policy import resolve_prune
 from models.prune_rules import check_prune
@@ -31,6 +32,7 @@ from models.spec import (
     FactorizeStep,
     FinetuneStep,
     Loss,
+    LowBitStep,
     PruneStep,
     QuantizeStep,
     SensitivityStep,
@@ -111,6 +113,8 @@ def check(
                 problems += check_training(spec, network, dataset, step, pointer)
             case QuantizeStep() | DynamicStep():
                 problems += check_quantize(step, network, pointer)
+            case LowBitStep():
+                problems += check_low_bit(spec, step, steps[:index], network, dataset, pointer)
             case SensitivityStep():
                 unmatched = list(check_globs([choice.match for choice in step.layers], network.layers, pointer))
                 problems += unmatched or check_sensitivity(step, network, pointer)
@@ -138,13 +142,15 @@ def resolve(spec: Spec, network: NetworkInspection, dataset: DatasetInspection |
     export = spec.export
     if export is None:
         export = [] if changes_nothing(steps) else ["onnx", "pt2"]
-        if any(isinstance(step, SparsifyStep) for step in steps):
-            export.append("safetensors")  # No other file gets smaller by zeros.
+        if any(isinstance(step, SparsifyStep | LowBitStep) for step in steps):
+            export.append("safetensors")  # No other file gets smaller by zeros, nor as small by codes.
     return spec.model_copy(update={"preset": None, "steps": steps, "data": data, "export": export})
 
 
 def _filled_in(step: Step, learnt: Loss, differentiated: GradientLoss | None) -> Step:
     if isinstance(step, FinetuneStep) and step.loss is None:
+        return step.model_copy(update={"loss": learnt})
+    if isinstance(step, LowBitStep) and step.epochs and step.loss is None:
         return step.model_copy(update={"loss": learnt})
     if isinstance(step, SparsifyStep):
         return resolve_sparsify(step, learnt, differentiated)

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from models.spec_factorize import FactorAmount, FactorChoice, FactorizeStep, FactorTarget, Rank
+from models.spec_lowbit import BinaryStep, CodebookStep, Int4Step, LowBitLayer, LowBitStep, TernaryStep
 from models.spec_prune import Amount, LayerAmount, PruneChoice, PruneStep, Quantity, Schedule, Target
 from models.spec_quantize import Quantize, QuantizeStep, flatten_choices
 from models.spec_schemes import DynamicStep
@@ -17,7 +18,9 @@ from models.spec_types import LayerChoice, Strict
 
 __all__ = [
     "Amount",
+    "BinaryStep",
     "Blocks",
+    "CodebookStep",
     "Data",
     "Device",
     "Distill",
@@ -29,11 +32,14 @@ __all__ = [
     "FactorizeStep",
     "Feature",
     "FinetuneStep",
+    "Int4Step",
     "LayerAmount",
     "LayerChoice",
     "LayerSparsity",
     "Limits",
     "Loss",
+    "LowBitLayer",
+    "LowBitStep",
     "Metric",
     "NOfM",
     "PruneChoice",
@@ -51,6 +57,7 @@ __all__ = [
     "Strict",
     "Target",
     "Task",
+    "TernaryStep",
     "Training",
     "Transform",
 ]

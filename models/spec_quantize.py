@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from models.spec_lowbit import LOW_BIT_STEPS, BinaryStep, CodebookStep, Int4Step, TernaryStep
 from models.spec_schemes import DynamicStep
 from models.spec_types import LayerChoice, Strict
 
@@ -32,17 +33,24 @@ def with_a_scheme(value: Any) -> Any:
     return {"method": "ptq", **value} if value["scheme"] == "int8" else value
 
 
-QUANTIZE_STEPS: tuple[type[Strict], ...] = (QuantizeStep, DynamicStep)
+QUANTIZE_STEPS: tuple[type[Strict], ...] = (QuantizeStep, DynamicStep, *LOW_BIT_STEPS)
 Int8 = Annotated[QuantizeStep | DynamicStep, Field(discriminator="method")]
-Quantize = Annotated[Int8, BeforeValidator(with_a_scheme)]
-"""Every scheme. With a second one:
-`Annotated[Int8 | …, Field(discriminator="scheme"), BeforeValidator(with_a_scheme)]`."""
+Quantize = Annotated[
+    Int8 | Int4Step | TernaryStep | BinaryStep | CodebookStep,
+    Field(discriminator="scheme"),
+    BeforeValidator(with_a_scheme),
+]
+"""Every scheme."""
 
 
 def flatten_choices(schema: dict[str, Any]) -> None:
     """A JSON Schema of choices with choices inside as one list: OpenAPI's `discriminator` cannot say the inner ones,
     and `const` says them all."""
     choices = schema.get("oneOf", [])
-    schema["oneOf"] = [inner for choice in choices for inner in choice.get("oneOf", [choice])]
+    schema["oneOf"] = _flat(choices)
     if any("oneOf" in choice for choice in choices):
         del schema["discriminator"]
+
+
+def _flat(choices: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [inner for choice in choices for inner in (_flat(choice["oneOf"]) if "oneOf" in choice else [choice])]

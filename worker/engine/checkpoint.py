@@ -17,6 +17,7 @@ from models.errors import Code, Failure
 from models.events import CheckpointEvent
 from models.report import StepReport
 from worker.engine.factorize.step import replay as replay_factorize
+from worker.engine.lowbit.step import replay as replay_low_bit
 from worker.engine.prune.step import replay as replay_prune
 from worker.engine.quantize.dynamic.step import replay as replay_dynamic
 from worker.engine.quantize.step import replay as replay_quantize
@@ -33,6 +34,10 @@ REPLAY = {
     "finetune": replay_finetune,
     "quantize": replay_quantize,
     "quantize dynamic": replay_dynamic,
+    "quantize int4": replay_low_bit,
+    "quantize ternary": replay_low_bit,
+    "quantize binary": replay_low_bit,
+    "quantize codebook": replay_low_bit,
 }
 _REPORTS = TypeAdapter(list[StepReport])
 _NETWORK = "network."

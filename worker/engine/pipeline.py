@@ -19,14 +19,19 @@ from models.report import Measurement, StepReport
 from models.rules import check, resolve
 from models.sensitivity_rules import changes_nothing
 from models.spec import (
+    BinaryStep,
+    CodebookStep,
     DynamicStep,
     FactorizeStep,
     FinetuneStep,
+    Int4Step,
+    LowBitStep,
     PruneStep,
     QuantizeStep,
     SensitivityStep,
     SparsifyStep,
     Step,
+    TernaryStep,
 )
 from models.statuses import Phase
 from worker.engine.assess import assess, deciding
@@ -39,6 +44,7 @@ from worker.engine.graph.describe import describe_network
 from worker.engine.graph.lift import lift
 from worker.engine.ingest.read import read_network
 from worker.engine.interrupts import Interrupts
+from worker.engine.lowbit.step import run as low_bit
 from worker.engine.measure.metrics import at_chance
 from worker.engine.prune.step import run as prune
 from worker.engine.quantize.dynamic.step import run as quantize_dynamic
@@ -57,6 +63,10 @@ STEPS: dict[type, Callable[[Subject, Any, Run], dict[str, Any]]] = {
     FinetuneStep: finetune,
     QuantizeStep: quantize,
     DynamicStep: quantize_dynamic,
+    Int4Step: low_bit,
+    TernaryStep: low_bit,
+    BinaryStep: low_bit,
+    CodebookStep: low_bit,
     SensitivityStep: sensitivity,
 }
 """The code of each step of `models/spec.py`."""
@@ -154,7 +164,7 @@ def _take_steps(subject: Subject, run: Run, checkpoints: Checkpoints, done: list
     """Every step not done yet, each measured and checkpointed as soon as it ends, and inside where it takes long. Once
     the time is up no other begins, and one that was cut short is no state to go on from."""
     steps = run.spec.steps or []
-    width = (_STEPS_END - _STEPS_START) / sum(_WEIGHTS[step.step] for step in steps)
+    width = (_STEPS_END - _STEPS_START) / sum(_weight(step) for step in steps)
     start, reports = _STEPS_START, list(done)
     for report in done:
         for notice in report.warnings:
@@ -168,8 +178,8 @@ def _take_steps(subject: Subject, run: Run, checkpoints: Checkpoints, done: list
     run.keep_state = keep_state
     for index, step in enumerate(steps):
         run.step_index = index
-        run.share(start, width * _WEIGHTS[step.step])
-        start += width * _WEIGHTS[step.step]
+        run.share(start, width * _weight(step))
+        start += width * _weight(step)
         if index < len(done):
             continue
         if reports and run.interrupts.out_of_time():
@@ -199,11 +209,17 @@ def _take_steps(subject: Subject, run: Run, checkpoints: Checkpoints, done: list
     return reports
 
 
+def _weight(step: Step) -> float:
+    return _WEIGHTS["finetune" if isinstance(step, LowBitStep) and step.epochs else step.step]
+
+
 def _how_far(step: Step, details: dict[str, Any]) -> str:
     if isinstance(step, PruneStep | SparsifyStep) and step.schedule is not None:
         return f"round {len(details['rounds'])} of {step.schedule.rounds}"
     if isinstance(step, FinetuneStep):
         return f"epoch {details['epochs']} of {step.epochs}"
+    if isinstance(step, LowBitStep):
+        return f"epoch {details['training']['epochs']} of {step.epochs}"
     return f"{len(details['groups'])} groups"
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from models.inspection import TensorInfo
+from worker.engine.graph.coded import Coded
 from worker.engine.graph.integer import Quantization, integer_network
 
 BESIDE = "learnt_beside"
@@ -46,6 +47,8 @@ class Subject:
     `renames` maps parameter names of the uploaded file to names in `graph`, where they differ.
     `quantization` is set by the quantize step: which values of `graph` (then folded, its weights on their 8-bit
     grid) are integers, and how.
+    `coded` are the weights that files hold as codes, by the name of a parameter of `graph`, whose values are exactly
+    what they say; `coded_sqnr_db` is the noise that this adds to the output of each such layer, where it was measured.
     `masks` are the weights that stay zero: by the name of a parameter of `graph` a bool tensor of its shape, true where
     it may be anything. Whatever changes weights leaves the others zero; whatever changes shapes changes the masks too.
     """
@@ -56,6 +59,8 @@ class Subject:
     outputs: tuple[TensorInfo, ...]
     records: list[Record] = field(default_factory=list)
     quantization: Quantization | None = None
+    coded: dict[str, Coded] = field(default_factory=dict)
+    coded_sqnr_db: dict[str, float] = field(default_factory=dict)
     masks: dict[str, Tensor] = field(default_factory=dict)
     renames: dict[str, str] = field(default_factory=dict)
 

@@ -205,9 +205,9 @@ def test_the_same_network_gives_the_same_bytes(tmp_path: Path) -> None:
 
 def test_another_file_is_not_taken_for_a_packed_one(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(2)}, tmp_path / "plain.safetensors")
-    save_file({"a": torch.zeros(2)}, tmp_path / "newer.safetensors", {"modelpress-packed": '{"layout": 2}'})
+    save_file({"a": torch.zeros(2)}, tmp_path / "newer.safetensors", {"modelpress-packed": '{"layout": 3}'})
     for name in ("plain", "newer"):
-        with pytest.raises(ValueError, match="not a file of the format modelpress-packed, layout 1"):
+        with pytest.raises(ValueError, match="not a file of the format modelpress-packed, layout 1 or 2"):
             unpack(tmp_path / f"{name}.safetensors")
 
 

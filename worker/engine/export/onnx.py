@@ -21,6 +21,7 @@ from torch import Tensor, fx, nn
 
 from models.errors import Code, Failure
 from worker.engine.export.dynamic import dynamic_shapes
+from worker.engine.export.onnx_codes import WEIGHT, store_codes, with_placeholders, write_placeholder
 from worker.engine.export.onnx_dynamic import dynamic_linear, dynamic_lstm
 from worker.engine.graph.dynamic import DYNAMIC_LINEAR, DYNAMIC_LSTM
 from worker.engine.graph.integer import DEQUANTIZE, ROUND_TRIP
@@ -35,7 +36,8 @@ def export_onnx(graph: fx.GraphModule, subject: Subject, path: Path) -> None:
     """Write `graph` (`subject.network()` or `subject.original`) with the input and output names of `subject`.
 
     One file, sizes that may vary stay open, nothing of this machine inside. An integer network comes out as
-    QuantizeLinear and DequantizeLinear (uint8 values, int8 weights an output channel, int32 biases).
+    QuantizeLinear and DequantizeLinear (uint8 values, int8 weights an output channel, int32 biases); weights of few
+    bits as `onnx_codes` has them.
     Raises `Failure(UNSUPPORTED_HERE)` when an operator cannot be written, or one file cannot hold the weights.
     """
     tensors = [*graph.parameters(), *graph.buffers()]
@@ -51,10 +53,11 @@ def export_onnx(graph: fx.GraphModule, subject: Subject, path: Path) -> None:
             where=projected[0],
         )
     inputs = subject.example_inputs()
+    graph, coded = with_placeholders(graph.to("cpu").eval(), subject.coded)
     with _quiet():
         try:
             program = torch.onnx.export(
-                _with_attention_in_order(graph.to("cpu").eval(), inputs),
+                _with_attention_in_order(graph, inputs),
                 inputs,
                 dynamo=True,
                 verbose=False,
@@ -64,6 +67,7 @@ def export_onnx(graph: fx.GraphModule, subject: Subject, path: Path) -> None:
                 custom_translation_table={
                     ROUND_TRIP: _round_trip,
                     DEQUANTIZE: _dequantize,
+                    WEIGHT: write_placeholder,
                     torch.ops.aten.mean.dim: _mean,
                     DYNAMIC_LINEAR: dynamic_linear,
                     DYNAMIC_LSTM: dynamic_lstm,
@@ -82,6 +86,7 @@ def export_onnx(graph: fx.GraphModule, subject: Subject, path: Path) -> None:
     _strip(model)
     _name_batch(model.graph)
     _keep_zeros_before_maximum(model.graph)
+    store_codes(model, coded)
     onnx.save_model(model, path)
 
 

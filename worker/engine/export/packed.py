@@ -1,9 +1,11 @@
-"""A graph as one packed safetensors file: as small as its zeros allow, without losing a bit.
+"""A graph as one packed safetensors file: as small as its zeros and codes allow, without losing a bit.
 
 What the file looks like is in `measure/unpack.py`. A weight with zeros is a bit for each item and the items that are
 not zero, once that is smaller (Han et al., 2016, store gaps in place of bits: never smaller here once both are
 deflated). Items are stored plane by plane because the signs and exponents of trained weights repeat and deflate by half
-or more, while mantissas are noise: measured, that takes another sixth off float32.
+or more, while mantissas are noise: measured, that takes another sixth off float32. A weight of few bits is its codes
+and tables; the codes are deflated where that helps, packed or a byte each, whichever gets smaller: its Huffman codes
+take single codes apart only where bytes do (Han et al., 2016, section 4, code them so).
 """
 
 from __future__ import annotations
@@ -15,8 +17,9 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -26,8 +29,9 @@ from safetensors.torch import save_file
 from torch import Tensor, fx
 
 from worker.engine.export.pt2 import export_pt2
+from worker.engine.graph.coded import Coded, is_held
 from worker.engine.ingest.weights import DTYPES
-from worker.engine.measure.unpack import CODECS, DENSE, FORMAT, LAYOUT, PROGRAM, Bytes, entry_of
+from worker.engine.measure.unpack import CODECS, DENSE, FORMAT, PROGRAM, Bytes, entry_of
 from worker.engine.subject import Subject
 
 _SAMPLE = 1 << 16
@@ -43,8 +47,8 @@ def export_packed(graph: fx.GraphModule, subject: Subject, path: Path) -> None:
     """Write `graph` (`subject.network()` or `subject.original`) as `export_pt2` would, and pack that."""
     with tempfile.TemporaryDirectory(prefix="packing-", dir=path.parent) as scratch:
         archive = Path(scratch) / "network.pt2"
-        export_pt2(graph, subject, archive)
-        pack(archive, path)
+        export_pt2(graph, replace(subject, coded={}), archive)
+        pack(archive, path, {name: each for name, each in subject.coded.items() if is_held(graph, name, each)})
 
 
 @dataclass(frozen=True)
@@ -56,26 +60,26 @@ class _Weight:
     values: Tensor
 
 
-def pack(archive: Path, path: Path) -> None:
-    """Write the `.pt2` at `archive`, one that `export_pt2` made, as a packed file."""
+def pack(archive: Path, path: Path, coded: Mapping[str, Coded] = MappingProxyType({})) -> None:
+    """Write the `.pt2` at `archive`, one that `export_pt2` made, as a packed file. The values of `coded`, by the name
+    of the weight, are in the archive."""
     tensors: dict[str, Tensor] = {}
     rows: list[dict[str, Any]] = []
     with zipfile.ZipFile(archive) as source:
         folder, weights = _weights(source)
         for weight in weights:
-            chosen = _choice(weight.values)
-            row: dict[str, Any] = {"file": weight.file, "name": weight.name}
+            chosen, parts, said = _parts(weight, coded)
+            row: dict[str, Any] = {"file": weight.file, "name": weight.name, **said}
             planes = {}
-            for part, values in ENCODERS[chosen](weight.values).items():
+            for part, values in parts.items():
                 entry = entry_of(weight.name, part, CODECS[chosen])
                 tensors[entry], sizes = _deflated(values)
                 if sizes is not None:
                     planes[part] = {"items": values.numel(), "bytes": sizes}
-            if chosen != DENSE:
-                row |= {"codec": chosen, "items": weight.values.numel(), "item_bytes": weight.values.element_size()}
             rows.append(row | ({"planes": planes} if planes else {}))
         tensors[PROGRAM] = _program(source, {f"{folder}/{weight.file}" for weight in weights})
-    manifest = json.dumps({"layout": LAYOUT, "folder": folder, "weights": rows}, separators=(",", ":"))
+    layout = 2 if any("levels" in row for row in rows) else 1
+    manifest = json.dumps({"layout": layout, "folder": folder, "weights": rows}, separators=(",", ":"))
     save_file(tensors, path, {FORMAT: manifest})
 
 
@@ -111,6 +115,39 @@ def _tensor(content: bytes, row: Mapping[str, Any]) -> Tensor:
     strides = [stride["as_int"] for stride in row["tensor_meta"]["strides"]]
     whole = values.numel() == _count(row) and torch.empty(sizes, device="meta").stride() == tuple(strides)
     return values.reshape(sizes) if whole else values
+
+
+def _parts(weight: _Weight, coded: Mapping[str, Coded]) -> tuple[str, _Parts, dict[str, Any]]:
+    """The codec, its parts, and what its row in the manifest says beside the names."""
+    own = _codes_of(weight, coded)
+    if own is None:
+        chosen = _choice(weight.values)
+        sizes = {"items": weight.values.numel(), "item_bytes": weight.values.element_size()}
+        said = {} if chosen == DENSE else {"codec": chosen, **sizes}
+        return chosen, ENCODERS[chosen](weight.values), said
+    said = {"levels": own.levels, "count": own.codes.numel()}
+    if own.is_grid:
+        chosen = "grid_with_zero" if "zero" in own.tables else "grid"
+        said |= {"shape": list(own.shape), "group": own.group, "spacing": own.spacing, "offset": own.offset}
+    else:
+        chosen = "codebook"
+        said |= {"dimension": own.tables["codebook"].shape[1], "items": weight.values.numel()}
+    codes = own.packed()
+    if _size(own.codes) < _size(codes):
+        codes, said["in_bytes"] = own.codes, True
+    return chosen, {"codes": codes, **own.tables}, {"codec": chosen, **said}
+
+
+def _codes_of(weight: _Weight, coded: Mapping[str, Coded]) -> Coded | None:
+    """A weight that layers share may be named after another of them."""
+    if weight.name in coded:
+        return coded[weight.name]
+    same = (each for each in coded.values() if each.shape == tuple(weight.values.shape))
+    return next((each for each in same if torch.equal(each.values(), weight.values)), None)
+
+
+def _size(values: Tensor) -> int:
+    return _deflated(values)[0].numel()
 
 
 def _choice(values: Tensor) -> str:

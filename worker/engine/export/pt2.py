@@ -10,6 +10,7 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from worker.engine.export.dynamic import dynamic_shapes
+from worker.engine.graph.coded import coded_network
 from worker.engine.graph.integer import in_plain_aten
 from worker.engine.subject import Subject
 
@@ -21,9 +22,9 @@ def export_pt2(graph: fx.GraphModule, subject: Subject, path: Path) -> None:
 
     Sizes that may vary stay open. No stack traces, no example inputs (they would be a pickle, with whole storages).
     An integer network holds int8 weights and computes in floating point on rounded values: a file to hand on, not a
-    fast one.
+    fast one. Weights of few bits are made from their bytes at every call: a small file, and small in memory.
     """
-    plain = in_plain_aten(graph.to("cpu").eval())
+    plain = coded_network(in_plain_aten(graph.to("cpu").eval()), subject.coded)
     with torch.no_grad():
         program = torch.export.export(plain, subject.example_inputs(), dynamic_shapes=dynamic_shapes(subject))
     for module in program.graph_module.modules():

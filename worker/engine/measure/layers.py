@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 from models.report import LayerReport
+from worker.engine.graph.coded import Coded
 from worker.engine.subject import Subject
 
 _OUTPUTS: tuple[tuple[type[nn.Module], str], ...] = (
@@ -29,6 +30,7 @@ def layer_reports(subject: Subject) -> list[LayerReport]:
     """
     before = _layers(subject.original)
     quantization = subject.quantization
+    coded = {id(subject.graph.get_parameter(name)): each for name, each in subject.coded.items()}
     rows: list[LayerReport] = []
     for name, layer in _layers(subject.graph).items():
         integer = quantization is not None and name in quantization.layers
@@ -41,12 +43,21 @@ def layer_reports(subject: Subject) -> list[LayerReport]:
                 kind=type(layer).__name__,
                 channels_before=_channels(before.get(name)),
                 channels_after=_channels(layer),
-                bits=8 if integer else 8 * weights[0].element_size(),
-                sqnr_db=quantization.sqnr_db.get(name) if quantization is not None and integer else None,
+                bits=8 if integer else _bits(coded.get(id(weights[0])), weights[0]),
+                sqnr_db=quantization.sqnr_db.get(name)
+                if quantization is not None and integer
+                else subject.coded_sqnr_db.get(name),
                 sparsity=zeros / total if total else 0.0,
             )
         )
     return rows
+
+
+def _bits(coded: Coded | None, weight: Tensor) -> float:
+    """Of a weight, with its part of what its tables take."""
+    if coded is None:
+        return 8 * weight.element_size()
+    return round(8 * coded.stored_bytes() / weight.numel(), 3)
 
 
 def _layers(graph: nn.Module) -> dict[str, nn.Module]:

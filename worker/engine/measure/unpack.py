@@ -4,10 +4,10 @@
 
 A packed file is a safetensors file. The entry `.program` is a zip archive of everything in the `.pt2` but the weights.
 Its metadata has a manifest under the name of the format: the version of the layout, the folder of the weights in the
-archive, and for each its file, its name and, unless it is `dense`, its codec, how many items it has and the bytes of
-one. The parts of a codec are entries
-of their own, `name.part`; a dense weight is the entry `name`. A part is stored as it is, under its own type, or in
-`planes`: plane k has the k-th byte of each of its items and is deflated when it is shorter than their count.
+archive, and for each its file, its name and, unless it is `dense`, its codec and what that needs to know. The parts of
+a codec are entries of their own, `name.part`; a dense weight is the entry `name`. A part is stored as it is, under its
+own type, or in `planes`: plane k has the k-th byte of each of its items and is deflated when it is shorter than their
+count.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 FORMAT = "modelpress-packed"
-LAYOUT = 1
+LAYOUTS = (1, 2)
+"""The second has codes."""
 PROGRAM = ".program"
 
 Bytes = NDArray[np.uint8]
@@ -37,8 +38,8 @@ def unpack(path: str | os.PathLike[str]) -> io.BytesIO:
     start = 8 + int.from_bytes(file[:8].tobytes(), "little")
     entries: dict[str, Any] = json.loads(file[8:start].tobytes())
     manifest = json.loads(entries.get("__metadata__", {}).get(FORMAT, "{}"))
-    if manifest.get("layout") != LAYOUT:
-        raise ValueError(f"not a file of the format {FORMAT}, layout {LAYOUT}: a newer modelpress may read it")
+    if manifest.get("layout") not in LAYOUTS:
+        raise ValueError(f"not a file of the format {FORMAT}, layout 1 or 2: a newer modelpress may read it")
 
     def stored(entry: str) -> Bytes:
         begin, end = entries[entry]["data_offsets"]
@@ -55,7 +56,7 @@ def unpack(path: str | os.PathLike[str]) -> io.BytesIO:
                 part: _joined(stored(entry_of(weight["name"], part, codec)), weight.get("planes", {}).get(part))
                 for part in codec.parts
             }
-            content = codec.decode(parts, weight.get("items", 0), weight.get("item_bytes", 1))
+            content = codec.decode(parts, weight)
             target.writestr(f"{manifest['folder']}/{weight['file']}", content)
     archive.seek(0)
     return archive
@@ -81,28 +82,74 @@ def _joined(data: Bytes, planes: Mapping[str, Any] | None) -> Bytes:
     return joined.reshape(-1)
 
 
-def _dense(parts: Mapping[str, Bytes], items: int, item_bytes: int) -> bytes:
+def _dense(parts: Mapping[str, Bytes], row: Mapping[str, Any]) -> bytes:
     """`values`: every item."""
     return parts["values"].tobytes()
 
 
-def _bitmask(parts: Mapping[str, Bytes], items: int, item_bytes: int) -> bytes:
-    """`mask`: a bit an item, the lowest of a byte first, set where it is not zero. `values`: those items."""
+def _bitmask(parts: Mapping[str, Bytes], row: Mapping[str, Any]) -> bytes:
+    """`mask`: a bit for each of `items`, the lowest of a byte first, set where it is not zero. `values`: those items,
+    of `item_bytes` each."""
+    items, item_bytes = row["items"], row["item_bytes"]
     whole = np.zeros((items, item_bytes), np.uint8)
     whole[np.unpackbits(parts["mask"], count=items, bitorder="little") == 1] = parts["values"].reshape(-1, item_bytes)
     return whole.tobytes()
 
 
+def _grid(parts: Mapping[str, Bytes], row: Mapping[str, Any]) -> bytes:
+    """Weights `(spacing * code - offset - zero) * scale * unit` of the `shape` in `row`, single precision: a `scale`
+    (half precision) and maybe a `zero` (a byte) for each `group` side by side in a row of dimension 0, one `unit` for
+    all."""
+    rows = row["shape"][0]
+    steps = _codes(parts["codes"], row).astype(np.float32).reshape(rows, -1) * np.float32(row["spacing"])
+    steps -= np.float32(row["offset"])
+    if "zero" in parts:
+        steps -= _spread(parts["zero"].astype(np.float32), row, steps.shape)
+    scale = _view(parts["scale"], "<f2").astype(np.float32) * _view(parts["unit"], "<f4")
+    return (steps * _spread(scale, row, steps.shape)).astype("<f4").tobytes()
+
+
+def _spread(table: NDArray[np.float32], row: Mapping[str, Any], shape: tuple[int, ...]) -> NDArray[np.float32]:
+    return np.repeat(table.reshape(shape[0], -1), row["group"], axis=1)[:, : shape[1]]
+
+
+def _codebook(parts: Mapping[str, Bytes], row: Mapping[str, Any]) -> bytes:
+    """`codebook`: so many entries of `dimension` weights in single precision; a code is the place of one. What is more
+    than the `items` of the weight is left out."""
+    table = _view(parts["codebook"], "<f4").reshape(-1, row["dimension"])
+    return table[_codes(parts["codes"], row)].reshape(-1)[: row["items"]].astype("<f4").tobytes()
+
+
+def _codes(stored: Bytes, row: Mapping[str, Any]) -> NDArray[np.int64]:
+    """`count` codes below `levels`, a byte each where the row says `in_bytes`; else a stream of bits, the lowest of a
+    code and of a byte first, or for three levels five ternary digits in a byte, the lowest first."""
+    count, levels = row["count"], row["levels"]
+    if row.get("in_bytes"):
+        return stored.astype(np.int64)
+    if levels == 3:
+        return (stored.astype(np.int64)[:, None] // 3 ** np.arange(5) % 3).reshape(-1)[:count]
+    bits = (levels - 1).bit_length()
+    stream = np.unpackbits(stored, count=count * bits, bitorder="little").reshape(count, bits)
+    return stream @ (1 << np.arange(bits))
+
+
+def _view(stored: Bytes, dtype: str) -> NDArray[Any]:
+    return np.frombuffer(stored.tobytes(), dtype)
+
+
 @dataclass(frozen=True)
 class Codec:
-    """`decode` takes the bytes of `parts`, how many items the weight has and the bytes of one; its bytes come back."""
+    """`decode` takes the bytes of `parts` and the weight's row in the manifest; the weight's bytes come back."""
 
     parts: tuple[str, ...]
-    decode: Callable[[Mapping[str, Bytes], int, int], bytes]
+    decode: Callable[[Mapping[str, Bytes], Mapping[str, Any]], bytes]
 
 
 DENSE = "dense"
 CODECS: dict[str, Codec] = {
     DENSE: Codec(("values",), _dense),
     "bitmask": Codec(("mask", "values"), _bitmask),
+    "grid": Codec(("codes", "scale", "unit"), _grid),
+    "grid_with_zero": Codec(("codes", "scale", "unit", "zero"), _grid),
+    "codebook": Codec(("codes", "codebook"), _codebook),
 }

@@ -1,0 +1,1 @@
+"""Weights of few bits: integers in groups, ternary, binary and codebooks, after training or with it."""

@@ -1,0 +1,260 @@
+"""The quantize step for weights of few bits: integers in groups, ternary, binary or codebooks.
+
+Each weight is stored in the way that loses least; with `epochs` the network is then trained with the weights as they
+will be delivered. The graph's weights are left at exactly what the codes say.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from models.errors import Code, Failure
+from models.lowbit_policy import LOW_BIT_KINDS, Coding, coding_of, ends, is_worth_it
+from models.spec import FinetuneStep, LowBitStep, Training
+from models.statuses import Phase
+from worker.engine.graph.coded import SOURCE, Coded, holders, make_weight
+from worker.engine.lowbit.learn import CodebookWeight, GridWeight, learning
+from worker.engine.measure.compare import decibels, outputs_of
+from worker.engine.run import Run
+from worker.engine.subject import Record, StepState, Subject
+
+_SQNR_SAMPLES = 8
+_ENCODING = 0.3
+"""Share of the step that is not training, for the progress bar."""
+_TRAINED = "trained."
+"""How the state inside this step names what training calls `network.`: a network other than the subject's."""
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """A parameter to be stored so, and the layers that have it as their weight."""
+
+    parameter: str
+    layers: tuple[str, ...]
+    coding: Coding
+
+
+def run(subject: Subject, step: LowBitStep, run: Run) -> dict[str, Any]:
+    """Quantize the weights of `subject` in place; details for the report.
+
+    Raises `Failure`: UNSUPPORTED_OP when no weight can be stored in few bits, and what training raises.
+    """
+    run.phase(Phase.QUANTIZING)
+    chosen, kept = choose(subject.graph, step)
+    if not chosen:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in list(kept.items())[:5])
+        raise Failure(Code.UNSUPPORTED_OP, f"no weight can be stored in few bits ({reasons or 'there is none'})")
+    subject.graph.to("cpu")
+    exact = copy.deepcopy(subject.graph)
+    network = copy.deepcopy(subject.graph) if step.epochs else subject.graph
+    sources: dict[str, GridWeight | CodebookWeight] = {}
+    with run.part(0.0, _ENCODING if step.epochs else 1.0):
+        for index, each in enumerate(chosen):
+            masks = [subject.masks.get(f"{layer}.weight") for layer in each.layers]
+            mask = next((mask for mask in masks if mask is not None), None)
+            weight = subject.graph.get_parameter(each.parameter)
+            sources[each.parameter] = learning(weight, each.coding, run.spec.seed + index, mask)
+            run.progress((index + 1) / len(chosen))
+    stored_right_away = {name: source.coded() for name, source in sources.items()}
+    weight_sqnr_db = {
+        each.layers[0]: _sqnr_db(exact.get_parameter(each.parameter), stored_right_away[each.parameter].values())
+        for each in chosen
+    }
+    training = None
+    if step.epochs:
+        for each in chosen:
+            for layer in each.layers:
+                make_weight(network.get_submodule(layer), sources[each.parameter])
+        with run.part(_ENCODING, 1 - _ENCODING):
+            training = _train(subject, network, step, run, chosen, sources)
+    subject.coded = {name: source.coded() for name, source in sources.items()}
+    _take_over(subject, network.cpu())
+    sqnr_db = _output_sqnr_db(exact, subject.graph, chosen, run)
+    subject.coded_sqnr_db = sqnr_db
+    subject.records.append(_record(step, subject.coded, sqnr_db))
+    return {
+        "scheme": step.scheme,
+        "stored_in_few_bits": {
+            layer: _row(each, subject.coded[each.parameter]) for each in chosen for layer in each.layers
+        },
+        "kept_float": kept,
+        "weight_sqnr_db": weight_sqnr_db,
+        "sqnr_db": sqnr_db,
+        "bytes_before": _bytes(subject.graph),
+        "bytes": _bytes(subject.graph) - sum(_saved(each) for each in subject.coded.values()),
+        "training": training,
+        "cut_short": training is not None and training["cut_short"],
+    }
+
+
+def replay(subject: Subject, record: Record) -> None:
+    """Take codes and tables over; the checkpoint has the weights they stand for."""
+    subject.coded = {}
+    for name, settings in record.data["coded"].items():
+        prefix = f"{name}/"
+        tensors = {key.removeprefix(prefix): tensor for key, tensor in record.tensors.items() if key.startswith(prefix)}
+        subject.coded[name] = Coded.of(settings, tensors)
+    subject.coded_sqnr_db = record.data["sqnr_db"]
+
+
+def _record(step: LowBitStep, coded: Mapping[str, Coded], sqnr_db: Mapping[str, float]) -> Record:
+    data = {"coded": {name: each.settings() for name, each in coded.items()}, "sqnr_db": dict(sqnr_db)}
+    tensors = {f"{name}/{key}": tensor for name, each in coded.items() for key, tensor in each.tensors().items()}
+    return Record(f"quantize {step.scheme}", data, tensors)
+
+
+def choose(graph: fx.GraphModule, step: LowBitStep) -> tuple[list[_Chosen], dict[str, str]]:
+    """What is to be stored how, and why the other layers' weights are not. Layers that share a weight share its codes:
+    those of the first of them."""
+    layers = layers_in_order(graph)
+    outer = ends(layers)
+    shared = holders(graph)
+    chosen: dict[int, _Chosen] = {}
+    kept: dict[str, str] = {}
+    for name, kind in layers:
+        coding = coding_of(step, name, kind, at_an_end=name in outer)
+        if kind not in LOW_BIT_KINDS:
+            continue
+        layer = graph.get_submodule(name)
+        weight = layer.weight
+        assert isinstance(weight, nn.Parameter)
+        if id(weight) in chosen:
+            continue
+        others = shared[id(weight)]
+        if isinstance(coding, str):
+            kept[name] = coding
+        elif weight.dtype != torch.float32:
+            kept[name] = f"its weight is {weight.dtype}"
+        elif any(type(other).__name__ not in LOW_BIT_KINDS or leaf != "weight" for _, leaf, other in others):
+            kept[name] = "shares its weight with something else"
+        elif getattr(layer, "max_norm", None) is not None:
+            kept[name] = "changes its weight as it runs"
+        elif not is_worth_it(coding, weight.shape):
+            kept[name] = "too small: its tables would take more than is saved"
+        else:
+            chosen[id(weight)] = _Chosen(f"{name}.weight", tuple(other for other, _, _ in others), coding)
+    return list(chosen.values()), kept
+
+
+def layers_in_order(graph: fx.GraphModule) -> list[tuple[str, str]]:
+    """(name, kind) of the layers, in the order they run."""
+    names = dict.fromkeys(str(node.target) for node in graph.graph.nodes if node.op == "call_module")
+    return [(name, type(graph.get_submodule(name)).__name__) for name in names]
+
+
+def _train(
+    subject: Subject,
+    network: fx.GraphModule,
+    step: LowBitStep,
+    run: Run,
+    chosen: list[_Chosen],
+    sources: Mapping[str, GridWeight | CodebookWeight],
+) -> dict[str, Any]:
+    """Train `network`, whose weights are made by `sources`; the better of before and after stays in it."""
+    if run.train is None:
+        raise Failure(Code.INTERNAL, "nothing here trains")
+    masks = dict(subject.masks)
+    for each in chosen:
+        for layer in each.layers:
+            if (mask := masks.pop(f"{layer}.weight", None)) is not None:
+                own = sources[each.parameter].masks(mask)
+                masks |= {f"{layer}.{SOURCE}.{name}": value for name, value in own.items()}
+    pupil = replace(subject, graph=network, records=[], masks=masks)
+    fields = {name: getattr(step, name) for name in Training.model_fields}
+    state, keep_state = run.state, run.keep_state
+    run.state = None if state is None else _renamed(state, _TRAINED, "network.")
+    run.keep_state = lambda inside: keep_state(_renamed(inside, "network.", _TRAINED))
+    details = run.train(pupil, FinetuneStep(step="finetune", epochs=step.epochs, **fields), run)
+    run.state, run.keep_state = state, keep_state
+    return details
+
+
+def _renamed(state: StepState, old: str, new: str) -> StepState:
+    """What begins with `new` goes."""
+    kept = {name: tensor for name, tensor in state.tensors.items() if not name.startswith(new)}
+    return StepState(
+        state.data,
+        {new + name.removeprefix(old) if name.startswith(old) else name: tensor for name, tensor in kept.items()},
+    )
+
+
+def _take_over(subject: Subject, network: fx.GraphModule) -> None:
+    """Everything `network` has learnt, and the weights that are stored as the codes say."""
+    learnt = dict(network.named_parameters(remove_duplicate=False)) | dict(
+        network.named_buffers(remove_duplicate=False)
+    )
+    own = dict(subject.graph.named_parameters()) | dict(subject.graph.named_buffers())
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(subject.coded[name].values() if name in subject.coded else learnt[name])
+
+
+def _row(each: _Chosen, coded: Coded) -> dict[str, Any]:
+    """The bits of a weight, with its part of the tables."""
+    count = subject_count(coded)
+    coding = each.coding
+    said: dict[str, Any] = {"scheme": "int" if coding.scheme == "integers" else coding.scheme}
+    if coding.scheme in ("integers", "codebook"):
+        said["bits"] = coding.bits
+    if coding.scheme == "integers":
+        said["group_size"] = coded.group
+    if coding.scheme == "codebook":
+        said["dimension"] = coding.dimension
+    return said | {"bits_a_weight": round(8 * coded.stored_bytes() / count, 3)}
+
+
+def subject_count(coded: Coded) -> int:
+    return int(torch.Size(coded.shape).numel())
+
+
+def _saved(coded: Coded) -> int:
+    return 4 * subject_count(coded) - coded.stored_bytes()
+
+
+def _bytes(graph: fx.GraphModule) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in [*graph.parameters(), *graph.buffers()])
+
+
+def _sqnr_db(exact: Tensor, found: Tensor) -> float:
+    signal = exact.detach().double()
+    return round(decibels(float(signal.square().sum()), float((signal - found.double()).square().sum())), 2)
+
+
+def _output_sqnr_db(exact: fx.GraphModule, graph: fx.GraphModule, chosen: list[_Chosen], run: Run) -> dict[str, float]:
+    """Signal to noise ratio in dB of each layer's output against the network from before, noise from the layers before
+    included; none without data."""
+    if run.data is None:
+        return {}
+    split = run.data.val if len(run.data.val) else run.data.train
+    inputs = split.sample(_SQNR_SAMPLES, run.spec.seed).inputs
+    names = [layer for each in chosen for layer in each.layers]
+    clean, noisy = _outputs(exact, names, inputs), _outputs(graph, names, inputs)
+    found = {}
+    for name in names:
+        pairs = list(zip(clean[name], noisy[name], strict=True))
+        signal = sum(float(a.double().square().sum()) for a, _ in pairs)
+        noise = sum(float((a.double() - b.double()).square().sum()) for a, b in pairs)
+        if pairs:
+            found[name] = round(decibels(signal, noise), 2)
+    return found
+
+
+def _outputs(graph: fx.GraphModule, names: list[str], inputs: tuple[Tensor, ...]) -> dict[str, list[Tensor]]:
+    found: dict[str, list[Tensor]] = {name: [] for name in names}
+    handles = [
+        graph.get_submodule(name).register_forward_hook(
+            lambda module, args, output, name=name: found[name].append(output.detach())
+        )
+        for name in names
+    ]
+    with torch.no_grad():
+        outputs_of(graph(*inputs))
+    for handle in handles:
+        handle.remove()
+    return found
