@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from models.errors import FieldProblem
 from models.globs import check_globs
 from models.inspection import NetworkInspection
-from models.spec import DynamicStep, LayerChoice, LowBitStep, QuantizeStep, Step
+from models.spec import DynamicStep, LayerChoice, LayerInt8, LowBitStep, QuantizeStep, Step
 
 DYNAMIC_KINDS = frozenset({"LSTM", "Linear"})
 """The layers that a runtime has kernels for which range their inputs."""
@@ -40,5 +40,6 @@ def check_quantize(
         yield FieldProblem(pointer=f"{pointer}/method", message=message, allowed=["ptq"])
 
 
-def _is_skipped(name: str, choices: Sequence[LayerChoice]) -> bool:
-    return any(fnmatchcase(name, choice.match) for choice in choices)
+def _is_skipped(name: str, choices: Sequence[LayerChoice | LayerInt8]) -> bool:
+    """By the first choice that matches it."""
+    return any(choice.skip for choice in [choice for choice in choices if fnmatchcase(name, choice.match)][:1])

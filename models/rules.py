@@ -19,6 +19,7 @@ from models.factorize_rules import check_factorize, check_names_of_parts, with_p
 from models.factors import resolve_factorize
 from models.globs import check_globs, nearest
 from models.inspection import DatasetInspection, NetworkInspection
+from models.int8_rules import resolve_int8
 from models.label_rules import is_labelled
 from models.lowbit_rules import check_low_bit
 from models.presets import PRESETS
@@ -152,6 +153,8 @@ def _filled_in(step: Step, learnt: Loss, differentiated: GradientLoss | None) ->
         return step.model_copy(update={"loss": learnt})
     if isinstance(step, LowBitStep) and step.epochs and step.loss is None:
         return step.model_copy(update={"loss": learnt})
+    if isinstance(step, QuantizeStep):
+        return resolve_int8(step)
     if isinstance(step, SparsifyStep):
         return resolve_sparsify(step, learnt, differentiated)
     if isinstance(step, SensitivityStep):

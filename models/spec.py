@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from models.spec_factorize import FactorAmount, FactorChoice, FactorizeStep, FactorTarget, Rank
+from models.spec_int8 import Int8Choices, LayerInt8
 from models.spec_lowbit import BinaryStep, CodebookStep, Int4Step, LowBitLayer, LowBitStep, TernaryStep
 from models.spec_prune import Amount, LayerAmount, PruneChoice, PruneStep, Quantity, Schedule, Target
 from models.spec_quantize import Quantize, QuantizeStep, flatten_choices
@@ -33,8 +34,10 @@ __all__ = [
     "Feature",
     "FinetuneStep",
     "Int4Step",
+    "Int8Choices",
     "LayerAmount",
     "LayerChoice",
+    "LayerInt8",
     "LayerSparsity",
     "Limits",
     "Loss",

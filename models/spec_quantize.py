@@ -9,19 +9,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from models.spec_int8 import Int8Choices
 from models.spec_lowbit import LOW_BIT_STEPS, BinaryStep, CodebookStep, Int4Step, TernaryStep
 from models.spec_schemes import DynamicStep
-from models.spec_types import LayerChoice, Strict
+from models.spec_types import Strict
 
 
-class QuantizeStep(Strict):
+class QuantizeStep(Int8Choices):
     """Make the weights and activations 8-bit integers (post-training, static, per output channel)."""
 
     step: Literal["quantize"]
     scheme: Literal["int8"] = "int8"
     method: Literal["ptq"] = "ptq"
-    calibration_samples: Annotated[int, Field(ge=1, le=100_000)] = 256
-    layers: Annotated[list[LayerChoice], Field(max_length=1000)] = Field(default=[])
 
 
 def with_a_scheme(value: Any) -> Any:

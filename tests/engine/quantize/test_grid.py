@@ -15,6 +15,7 @@ from worker.engine.graph.integer import (
     weight_grid,
     weight_integers,
 )
+from worker.engine.quantize.grids import least_squares_grid
 
 
 @pytest.mark.parametrize(
@@ -88,3 +89,23 @@ def test_integers_become_floats_along_an_axis() -> None:
     scale = torch.tensor([0.5, 10.0])
     assert DEQUANTIZE(integers, scale, 0).tolist() == [[0.5, 1.0], [30.0, -40.0]]
     assert DEQUANTIZE(integers, scale, 1).tolist() == [[0.5, 20.0], [1.5, -40.0]]
+
+
+def test_the_least_squares_scale_of_a_channel_is_the_best_of_all_that_are_tried() -> None:
+    weight = torch.randn(6, 40, generator=torch.Generator().manual_seed(0)) ** 3
+    found = least_squares_grid(weight, None, 1.0)
+    for row, scale in zip(weight.double(), found, strict=True):
+
+        def error(step: float, row: torch.Tensor = row) -> float:
+            return float((row - (row / step).round().clamp(-127, 127) * step).square().sum())
+
+        largest = float(row.abs().max()) / 127
+        tried = [error(largest * part / 80) for part in range(40, 81)]
+        assert error(float(scale)) == pytest.approx(min(tried), rel=1e-4)
+        assert error(float(scale)) <= error(largest) * (1 + 1e-6)
+
+
+def test_a_bias_too_large_for_a_finer_scale_keeps_it_coarse() -> None:
+    weight, bias = torch.tensor([[1.0, 0.3, -0.2]]), torch.tensor([1e6])
+    finest = 1e6 / (0.01 * 2**30)
+    assert least_squares_grid(weight, bias, 0.01).item() >= finest * (1 - 1e-6)

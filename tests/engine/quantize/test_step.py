@@ -8,13 +8,15 @@ import pytest
 import torch
 
 from models.errors import Code, Failure
-from models.spec import LayerChoice, QuantizeStep
+from models.spec import LayerInt8, QuantizeStep
 from tests.engine.subjects import dataset_for, run_in, subject_of
 from worker.engine.measure.compare import outputs_of, sqnr_db
+from worker.engine.quantize.calibrate import Samples
 from worker.engine.quantize.step import replay, run
 from worker.engine.subject import Subject
 
 STEP = QuantizeStep(step="quantize", calibration_samples=40)
+SKIPPED = "skipped by `layers`"
 
 
 def quantized(name: str, folder: Path, step: QuantizeStep = STEP) -> tuple[Subject, dict[str, object]]:
@@ -98,7 +100,7 @@ def test_no_data_is_refused(tmp_path: Path) -> None:
 
 
 def test_nothing_left_to_quantize_is_refused(tmp_path: Path) -> None:
-    step = QuantizeStep(step="quantize", layers=[LayerChoice(match="*", skip=True)])
+    step = QuantizeStep(step="quantize", layers=[LayerInt8(match="*", skip=True)])
     with pytest.raises(Failure) as caught:
         quantized("vgg", tmp_path, step)
     assert caught.value.code == Code.UNSUPPORTED_OP
@@ -115,3 +117,49 @@ def test_values_that_overflow_on_a_calibration_sample_are_refused(tmp_path: Path
         run(subject, STEP, run_in(tmp_path, STEP, data=dataset_for(subject, tmp_path)))
     assert caught.value.code == Code.DATASET_BAD
     assert "not finite" in caught.value.message
+
+
+def test_what_the_outputs_of_held_out_samples_say_decides_the_ranges(tmp_path: Path) -> None:
+    few = STEP.model_copy(update={"calibration_samples": 6})
+    step = few.model_copy(update={"ranges": "auto"})
+    subject, details = quantized("vgg", tmp_path, step)
+    tried = details["ranges_sqnr_db"]
+    assert isinstance(tried, dict)
+    assert list(tried) == ["minmax", "entropy", "percentile", "mse"]
+    assert tried[details["ranges"]] == max(tried.values())
+    assert len(set(tried.values())) > 1
+    alone, _ = quantized("vgg", tmp_path, few.model_copy(update={"ranges": details["ranges"]}))
+    assert all(torch.equal(a, b) for a, b in zip(outputs(subject), outputs(alone), strict=True))
+
+
+def test_held_out_samples_are_none_of_those_calibrated_on(tmp_path: Path) -> None:
+    subject = subject_of("vgg")
+    begun = run_in(tmp_path, STEP, data=dataset_for(subject, tmp_path, 300))
+    assert begun.data is not None
+    for count in (1, 10, 1000):
+        drawn = Samples.drawn(begun, count, decide=True)
+        assert len(drawn.held_out) >= 1
+        assert len(drawn.calibration) >= 1
+        assert not set(drawn.held_out.rows.tolist()) & set(drawn.calibration.rows.tolist())
+    whole = Samples.drawn(begun, 1000, decide=False)
+    assert (len(whole.calibration), len(whole.held_out)) == (len(begun.data.val), 0)
+
+
+def test_a_layer_may_have_ranges_of_its_own(tmp_path: Path) -> None:
+    own = [
+        LayerInt8(match="conv1", symmetric=True),
+        LayerInt8(match="fc", ranges="mse", weight_ranges="mse"),
+        LayerInt8(match="layer?.0.conv1", skip=True),
+        LayerInt8(match="layer1.*", ranges="percentile"),
+    ]
+    subject, details = quantized("resnet18", tmp_path, STEP.model_copy(update={"layers": own, "percentile": 90.0}))
+    plain, _ = quantized("resnet18", tmp_path)
+    assert subject.quantization is not None
+    assert plain.quantization is not None
+    assert details["kept_float"] == dict.fromkeys(["layer1.0.conv1", "layer2.0.conv1", "layer3.0.conv1"], SKIPPED)
+    read = {node.target: str(node.args[0]) for node in subject.graph.graph.nodes if node.op == "call_module"}
+    own_grid, grid = subject.quantization.activations, plain.quantization.activations
+    assert own_grid[read["conv1"]].zero_point == 128
+    assert own_grid[read["layer1.1.conv2"]].scale < 0.8 * grid[read["layer1.1.conv2"]].scale
+    assert own_grid[read["layer2.1.conv2"]].scale == grid[read["layer2.1.conv2"]].scale
+    assert bool((subject.quantization.weight_scales["fc"] <= plain.quantization.weight_scales["fc"]).all())

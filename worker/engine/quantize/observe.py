@@ -32,7 +32,7 @@ def observe_ranges(graph: fx.GraphModule, values: Set[str], batches: Iterable[In
             before = ranges.get(node.name, (low, high))
             ranges[node.name] = (min(low, before[0]), max(high, before[1]))
 
-    walker = _Walker(graph, see)
+    walker = Walker(graph, see)
     seen = False
     with torch.no_grad():
         for inputs in batches:
@@ -66,12 +66,12 @@ def layer_sqnr_db(graph: fx.GraphModule, network: fx.GraphModule, inputs: Inputs
             ]
 
     with torch.no_grad():
-        _Walker(graph, keep).run(*inputs)
-        _Walker(network, compare).run(*inputs)
+        Walker(graph, keep).run(*inputs)
+        Walker(network, compare).run(*inputs)
     return {name: round(decibels(signal, noise), 2) for name, (signal, noise) in powers.items()}
 
 
-class _Walker(fx.Interpreter):
+class Walker(fx.Interpreter):
     """Runs a graph and shows every value to `see`."""
 
     def __init__(self, graph: fx.GraphModule, see: Callable[[fx.Node, Any], None]) -> None:
