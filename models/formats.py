@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+from models.checksums import crc32c, masked
 from models.errors import Code, Failure, FieldProblem
 
 HEAD_BYTES = 4096
@@ -29,8 +30,8 @@ NAME_FOLDER = (
     "with `modelpress prepare`"
 )
 SAVE_DATA = (
-    'Send arrays as `.npz` (`numpy.savez("data.npz", x=…, y=…)`), `.npy` or safetensors, or images as a zip of folders '
-    "(`class/image.png`)"
+    'Send arrays as `.npz` (`numpy.savez("data.npz", x=…, y=…)`), `.npy`, safetensors, HDF5, Parquet or TFRecord, or '
+    "images as a zip or tar of folders (`class/image.png`), or WebDataset"
 )
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
@@ -66,6 +67,11 @@ def _is_onnx(head: bytes, size: int) -> bool:
     return len(head) > 3 and head[0] == 0x08 and 3 <= head[1] <= 30 and head[2] in b"\x12\x1a\x22\x28\x32\x3a\x42"
 
 
+def _is_tfrecord(head: bytes, size: int) -> bool:
+    """The length of the first record, and the checksum of that."""
+    return len(head) >= 12 and int.from_bytes(head[8:12], "little") == masked(crc32c(head[:8]))
+
+
 def _suffixes(*names: str) -> frozenset[str]:
     return frozenset(f".{name}" for name in names)
 
@@ -75,6 +81,9 @@ ZIP = Format(
 )
 SAFETENSORS = Format("a safetensors file: weights without a network", _is_safetensors, _suffixes("safetensors"))
 ONNX = Format("an ONNX network", _is_onnx, _suffixes("onnx"))
+HDF5 = Format("an HDF5 file, as Keras writes it", _magic(b"\x89HDF\r\n\x1a\n"), _suffixes("h5", "hdf5", "keras"))
+PARQUET = Format("a Parquet file", _magic(b"PAR1"), _suffixes("parquet"))
+TFRECORD = Format("a TFRecord file", _is_tfrecord, _suffixes("tfrecord", "tfrecords"))
 NPY = Format("a numpy array (.npy)", _magic(b"\x93NUMPY"), _suffixes("npy"))
 TAR = Format("a tar archive", _magic(b"ustar", at=257), _suffixes("tar", "mar"), "Unpack it and send the file inside")
 _PT2_MEMBER = re.compile(
@@ -86,6 +95,7 @@ PACKED = b'{"__metadata__":{"modelpress-packed"'
 """How the header of the export format `safetensors` begins."""
 _UNPACK = "Unpack it and send the file inside"
 FORMATS: tuple[Format, ...] = (
+    TFRECORD,  # first: its checksum is proof, and its bytes before may look like anything
     ZIP,
     Format("an empty zip archive", _magic(b"PK\x05\x06", b"PK\x07\x08"), ZIP.suffixes, code=Code.BAD_ARCHIVE),
     Format(
@@ -107,11 +117,11 @@ FORMATS: tuple[Format, ...] = (
     Format("zstandard-compressed", _magic(b"\x28\xb5\x2f\xfd"), _suffixes("zst"), _UNPACK),
     Format("a RAR archive", _magic(b"Rar!\x1a\x07"), _suffixes("rar"), _UNPACK),
     TAR,
-    Format("an HDF5 file, as Keras writes it", _magic(b"\x89HDF\r\n\x1a\n"), _suffixes("h5", "hdf5", "keras")),
+    HDF5,
     Format("a GGUF file", _magic(b"GGUF"), _suffixes("gguf")),
     Format("a TensorFlow Lite file", _magic(b"TFL3", at=4), _suffixes("tflite")),
     NPY,
-    Format("a Parquet file", _magic(b"PAR1"), _suffixes("parquet")),
+    PARQUET,
     Format("an image", _magic(b"\x89PNG", b"\xff\xd8\xff", b"GIF8"), IMAGE_SUFFIXES),
     Format("a PDF document", _magic(b"%PDF"), _suffixes("pdf")),
     Format(
@@ -167,12 +177,23 @@ def _first_member(head: bytes) -> str:
     return head[30 : 30 + length].decode(errors="replace") if _begins(ZIP, head, None) else ""
 
 
-DatasetHead = Literal["zip", "npy", "safetensors"]
-DATASET_HEADS: dict[Format, DatasetHead] = {ZIP: "zip", NPY: "npy", SAFETENSORS: "safetensors"}
+DatasetHead = Literal["zip", "tar", "npy", "safetensors", "hdf5", "parquet", "tfrecord"]
+DATASET_HEADS: dict[Format, DatasetHead] = {
+    ZIP: "zip",
+    TAR: "tar",
+    NPY: "npy",
+    SAFETENSORS: "safetensors",
+    HDF5: "hdf5",
+    PARQUET: "parquet",
+    TFRECORD: "tfrecord",
+}
 
 
 def sniff_dataset(head: bytes, size: int | None, filename: str | None = None) -> DatasetHead:
-    """What the first bytes of a data set show: `.npz` and zipped image folders are zip archives. Raises the same."""
+    """What the first bytes of a data set show. A zip is `.npz` or image folders, a tar those or WebDataset.
+
+    Raises the same.
+    """
     return DATASET_HEADS[_sniff(head, size, filename, SAVE_DATA, tuple(DATASET_HEADS))]
 
 

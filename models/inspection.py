@@ -99,7 +99,7 @@ class LabelInfo(_Frozen):
     maximum: float | None = None
 
 
-DatasetFormat = Literal["npz", "npy", "safetensors", "image_folder"]
+DatasetFormat = Literal["npz", "npy", "safetensors", "image_folder", "webdataset", "hdf5", "parquet", "tfrecord"]
 """What a data set's file is, by its bytes."""
 
 

@@ -77,13 +77,14 @@ def _parser() -> argparse.ArgumentParser:
             "--num-classes", type=int, help="of a timm network (default: what the file's classifier has)"
         )
 
-    check = add("check", "read a network's file as the service would, on this machine")
+    check = add("check", "read a network's or a data set's file as the service would, on this machine")
     check.add_argument("file")
+    check.add_argument("--data", action="store_true", help="the file is a data set (default: by its ending)")
     add_reading(check)
     check.add_argument("--json", action="store_true", help="everything that was found, as JSON")
 
     upload = add(
-        "upload", "send a network (.pt2, .onnx, .tar; weights with --arch) or a data set (.npz, zip of image folders)"
+        "upload", "send a network (.pt2, .onnx, .tar; weights with --arch) or a data set (.npz, .npy, image folders …)"
     )
     upload.add_argument("file")
     upload.add_argument("--data", action="store_true", help="the file is a data set (default: by its ending)")

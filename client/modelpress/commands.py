@@ -31,6 +31,8 @@ _out = Console(highlight=False, soft_wrap=True)
 _err = Console(stderr=True, highlight=False, soft_wrap=True)
 Options = argparse.Namespace
 
+_DATA_ENDINGS = (".npz", ".npy", ".zip", ".safetensors", ".h5", ".hdf5", ".parquet", ".tfrecord", ".tfrecords")
+
 
 def _client(options: Options) -> Client:
     return Client(options.url, options.key)
@@ -47,10 +49,13 @@ def prepare(options: Options) -> int:
 
 
 def check(options: Options) -> int:
-    found = check_file(options.file, **_reading(options))
+    data = options.data or (not options.arch and options.file.endswith(_DATA_ENDINGS))
+    found = check_file(options.file, **_reading(options), data=data)
     if options.json:
         print(json.dumps(found, indent=1))
         return 0
+    if data:
+        return _show_data(options.file, found)
     prunable = sum(layer["prunable"] for layer in found["layers"])
     _out.print(f"{escape(options.file)}: ready to upload")
     _out.print(f"  {found['parameters']:,} parameters, {found['macs']:,} MACs per sample")
@@ -58,6 +63,25 @@ def check(options: Options) -> int:
     for side in ("inputs", "outputs"):
         tensors = [f"{tensor['name']} {tensor['dtype']}{tensor['shape']}" for tensor in found[side]]
         _out.print(escape(f"  {side}: {', '.join(tensors)}").replace("None", "*"))
+    for warning in found["warnings"]:
+        _out.print(f"  warning: {escape(warning['message'])}")
+    return 0
+
+
+def _show_data(file: str, found: dict[str, Any]) -> int:
+    _out.print(f"{escape(file)}: ready to upload")
+    _out.print(f"  {found['format']}, {found['samples']:,} samples")
+    inputs = [f"{tensor['name']} {tensor['dtype']}{tensor['shape']}" for tensor in found["inputs"]]
+    _out.print(escape(f"  inputs: {', '.join(inputs)}").replace("None", "*"))
+    labels = found["labels"]
+    if labels is not None:
+        classes = f", {labels['classes']} different" if labels["classes"] is not None else ""
+        told = (
+            f"  labels: {labels['dtype']}{labels['shape']} from {labels['minimum']:g} to {labels['maximum']:g}{classes}"
+        )
+        _out.print(escape(told))
+    for name, count in (found["splits"] or {}).items():
+        _out.print(f"  {name}: {count:,}")
     for warning in found["warnings"]:
         _out.print(f"  warning: {escape(warning['message'])}")
     return 0

@@ -1,4 +1,4 @@
-"""What is done on this machine, without HTTP: `check` reads a network as the engine does, `keys` is for operators."""
+"""What is done on this machine, without HTTP: `check` reads a file as the engine does, `keys` is for operators."""
 
 from __future__ import annotations
 
@@ -16,9 +16,15 @@ from modelpress.weights_folder import as_one_file
 
 
 def check(
-    path: str | Path, input_shape: Sequence[str] = (), arch: str | None = None, num_classes: int | None = None
+    path: str | Path,
+    input_shape: Sequence[str] = (),
+    arch: str | None = None,
+    num_classes: int | None = None,
+    *,
+    data: bool = False,
 ) -> Json:
-    """What the service would find in a network's file: format, inputs, outputs, layers, groups, warnings.
+    """What the service would find in a network's file: format, inputs, outputs, layers, groups, warnings; or, with
+    `data`, in a data set's: format, samples, inputs, labels, splits, warnings.
 
     `input_shape`, `arch` and `num_classes` are those of `Client().models.upload`.
 
@@ -27,14 +33,18 @@ def check(
     """
     if not Path(path).exists():
         raise PrepareError(f"There is no file {path}.")
+    if data:
+        file = Path(path).resolve()
+        return _check(file, {"kind": "inspect_dataset", "dataset": {"path": str(file)}})
     with as_one_file(path) as file:
-        return _check(file.resolve(), {"input_shape": list(input_shape), "arch": arch, "num_classes": num_classes})
+        read = {"input_shape": list(input_shape), "arch": arch, "num_classes": num_classes}
+        return _check(file, {"kind": "inspect_network", "network": {"path": str(file.resolve()), "read": read}})
 
 
-def _check(file: Path, read: Json) -> Json:
+def _check(file: Path, wanted: Json) -> Json:
     with tempfile.TemporaryDirectory(prefix="modelpress-check-") as folder:
         request = Path(folder) / "request.json"
-        request.write_text(json.dumps({"kind": "inspect_network", "network": {"path": str(file), "read": read}}))
+        request.write_text(json.dumps(wanted))
         # -P: a folder `models` or `worker` where the person stands must not hide the engine's.
         done = subprocess.run(
             [sys.executable, "-P", "-m", "worker.engine", str(request)],

@@ -64,7 +64,7 @@ def test_capabilities_follow_the_spec_and_the_workers_that_are_alive(api: Api) -
     assert before["patterns"] == ["weights", "n_of_m", "block"]
     assert (before["model_formats"], before["dataset_formats"]) == (
         ["pt2", "onnx", "safetensors", "pth", "transformers"],
-        ["npz", "npy", "safetensors", "image_folder"],
+        ["npz", "npy", "safetensors", "image_folder", "webdataset", "hdf5", "parquet", "tfrecord"],
     )
     assert before["devices"] == []
     assert [path.split(":")[0] for path in before["never_exercised_here"]] == ["device cpu", "device cuda"]

@@ -175,3 +175,12 @@ def test_the_check_command_tells_what_was_found(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "net.pt2: ready to upload" in done.stdout
     assert "float32[*, 1, 10, 10]" in done.stdout
+
+
+def test_check_reads_data_as_the_service_would(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((5, 3), np.float32))
+    found = check(tmp_path / "x.npy", data=True)
+    assert (found["format"], found["samples"], found["labels"]) == ("npy", 5, None)
+    (tmp_path / "x.npy").write_bytes(b"\x80\x04N.")
+    with pytest.raises(PrepareError, match="pickle"):
+        check(tmp_path / "x.npy", data=True)

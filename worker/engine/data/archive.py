@@ -48,9 +48,14 @@ def _check(members: list[zipfile.ZipInfo]) -> None:
         seen.add(name)
 
 
+def leads_outside(name: str) -> bool:
+    """Whether a member's name is absolute or goes up."""
+    return name.startswith(("/", "\\")) or name[1:2] == ":" or ".." in name.replace("\\", "/").split("/")
+
+
 def _problem(member: zipfile.ZipInfo) -> str | None:
     name = member.filename
-    if name.startswith(("/", "\\")) or name[1:2] == ":" or ".." in name.replace("\\", "/").split("/"):
+    if leads_outside(name):
         return "has a name that leads outside of the archive"
     if stat.S_ISLNK(member.external_attr >> 16):
         return "is a link"

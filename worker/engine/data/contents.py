@@ -6,7 +6,7 @@ here in `READERS`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,12 +16,15 @@ from models.errors import Code, Failure
 from models.formats import HEAD_BYTES, SAVE_DATA, DatasetHead, sniff_dataset
 from models.inspection import DatasetFormat
 from worker.engine.data.archive import open_archive
-from worker.engine.data.folders import SUFFIXES, list_images
+from worker.engine.data.folders import SUFFIXES, Listing, list_images
 from worker.engine.data.npy import Array, read_npy
 from worker.engine.data.npz import read_npz
 from worker.engine.data.pictures import Pictures, ZippedPictures
 from worker.engine.data.splits import SplitName, split_names
+from worker.engine.data.tar import list_members, pictures_of
 from worker.engine.data.tensors import read_safetensors
+from worker.engine.data.tfrecord import read_tfrecord
+from worker.engine.data.webdataset import SampleTable, group_samples, is_webdataset
 
 RESERVED = ("y", "split")
 """Names of arrays that are not inputs."""
@@ -54,20 +57,35 @@ def read_contents(path: Path) -> Contents:
     return READERS[head](path)
 
 
-def of_arrays(format_: DatasetFormat, arrays: Mapping[str, Array]) -> Contents:
-    """The contents of named arrays: labels in `y`, the part of each sample in `split`, all others are inputs."""
+def of_arrays(
+    format_: DatasetFormat,
+    arrays: Mapping[str, Array],
+    pictures: Pictures | None = None,
+    class_names: list[str] | None = None,
+    ignored: Sequence[str] = (),
+) -> Contents:
+    """The contents of named arrays: labels in `y`, the part of each sample in `split`, all others are inputs, unless
+    `pictures` are."""
     inputs = {name: array for name, array in arrays.items() if name not in RESERVED}
-    if not inputs:
+    if pictures is None and not inputs:
         raise Failure(Code.DATASET_BAD, "There is no input array; name it `x`, or after the network's input.")
-    lengths = {name: len(array) for name, array in arrays.items()}
-    if len(set(lengths.values())) > 1:
-        shown = ", ".join(f"{name!r} {length}" for name, length in lengths.items())
+    if pictures is not None and inputs:
         raise Failure(
             Code.DATASET_BAD,
-            f"The arrays have different numbers of samples: {shown}. Give each array one entry for every sample.",
+            f"The samples have images and the arrays {', '.join(map(repr, sorted(inputs)))}: images feed a network's "
+            "only input. Leave one of them out, or send all inputs as arrays.",
         )
+    lengths = {name: len(array) for name, array in arrays.items()}
+    if pictures is not None:
+        lengths["images"] = len(pictures.names)
+    if len(set(lengths.values())) > 1:
+        shown = ", ".join(f"{name!r} {length}" for name, length in list(lengths.items())[:8])
+        remedy = "Give each array one entry for every sample"
+        if format_ == "safetensors":
+            remedy += "; weights of a network are sent with the name of their `arch`"
+        raise Failure(Code.DATASET_BAD, f"The arrays have different numbers of samples: {shown}. {remedy}.")
     split = split_names(arrays["split"]) if "split" in arrays else None
-    return Contents(format_, inputs, None, arrays.get("y"), split)
+    return Contents(format_, inputs, pictures, arrays.get("y"), split, class_names, list(ignored))
 
 
 def _read_zip(path: Path) -> Contents:
@@ -77,18 +95,53 @@ def _read_zip(path: Path) -> Contents:
         return of_arrays("npz", read_npz(path))
     if any(Path(name).suffix.lower() in SUFFIXES for name in names):
         listing = list_images(names)
-        pictures = ZippedPictures(open_archive(path), [file.name for file in listing.files])
-        marks = [file.split for file in listing.files if file.split is not None]
-        classes = np.array([file.class_index for file in listing.files]) if listing.class_names else None
-        return Contents("image_folder", {}, pictures, classes, marks or None, listing.class_names, listing.ignored)
+        return _of_folders(listing, ZippedPictures(open_archive(path), [file.name for file in listing.files]))
     if any(name.endswith(("data.pkl", "archive_format", "serialized_exported_program.json")) for name in names):
         raise Failure(Code.UNKNOWN_FORMAT, f"This is a network saved by PyTorch, not data. {SAVE_DATA}.")
     raise Failure(Code.UNKNOWN_FORMAT, f"This zip holds neither arrays nor images. {SAVE_DATA}.")
 
 
+def _read_tar(path: Path) -> Contents:
+    members = list_members(path)
+    if is_webdataset(members):
+        samples, ignored = group_samples(members)
+        table = SampleTable(path, samples)
+        return of_arrays("webdataset", table.arrays, table.pictures, table.class_names, ignored)
+    listing = list_images([member.name for member in members])
+    by_name = {member.name: member for member in members}
+    return _of_folders(listing, pictures_of(path, [by_name[file.name] for file in listing.files]))
+
+
+def _of_folders(listing: Listing, pictures: Pictures) -> Contents:
+    marks = [file.split for file in listing.files if file.split is not None]
+    classes = np.array([file.class_index for file in listing.files]) if listing.class_names else None
+    return Contents("image_folder", {}, pictures, classes, marks or None, listing.class_names, listing.ignored)
+
+
+def _read_hdf5(path: Path) -> Contents:
+    from worker.engine.data.hdf5 import read_hdf5
+
+    return of_arrays("hdf5", read_hdf5(path))
+
+
+def _read_parquet(path: Path) -> Contents:
+    from worker.engine.data.parquet import read_parquet
+
+    return of_arrays("parquet", *read_parquet(path))
+
+
+def _read_tfrecord(path: Path) -> Contents:
+    arrays, pictures, ignored = read_tfrecord(path)
+    return of_arrays("tfrecord", arrays, pictures, None, ignored)
+
+
 READERS: dict[DatasetHead, Callable[[Path], Contents]] = {
     "zip": _read_zip,
+    "tar": _read_tar,
     "npy": lambda path: of_arrays("npy", {"x": read_npy(path, "x")}),
     "safetensors": lambda path: of_arrays("safetensors", read_safetensors(path)),
+    "hdf5": _read_hdf5,
+    "parquet": _read_parquet,
+    "tfrecord": _read_tfrecord,
 }
-"""By what the first bytes show."""
+"""By what the first bytes show. h5py and pyarrow are loaded only where a file needs them."""

@@ -40,8 +40,9 @@ def read_npy(path: Path, name: str) -> Array:
     return map_array(path, header.data_offset, header)
 
 
-def read_header(stream: IO[bytes], size_bytes: int, name: str) -> Header:
-    """The header at the stream's position, sound for an array that takes `size_bytes` with its header.
+def read_header(stream: IO[bytes], size_bytes: int, name: str, *, one_sample: bool = False) -> Header:
+    """The header at the stream's position, sound for an array that takes `size_bytes` with its header: of all samples,
+    or of one.
 
     Raises Failure(DATASET_BAD) for objects (a pickle), dtypes that are no numbers, and another size than claimed.
     """
@@ -56,7 +57,7 @@ def read_header(stream: IO[bytes], size_bytes: int, name: str) -> Header:
     except (ValueError, TypeError, SyntaxError, KeyError, RecursionError, MemoryError, OverflowError) as error:
         raise bad_array(name, f"has a header that cannot be read ({error})", "write it with numpy") from error
     header = Header(shape, dtype, column_major, stream.tell() - start)
-    _check(header, size_bytes - header.data_offset, name)
+    _check(header, size_bytes - header.data_offset, name, one_sample=one_sample)
     return header
 
 
@@ -90,7 +91,7 @@ def bad_array(name: str, what: str, remedy: str) -> Failure:
     return Failure(Code.DATASET_BAD, f"The array {name!r} {what}; {remedy}.", where=name)
 
 
-def _check(header: Header, present: int, name: str) -> None:
+def _check(header: Header, present: int, name: str, *, one_sample: bool) -> None:
     if header.dtype.hasobject:
         raise bad_array(
             name,
@@ -100,4 +101,4 @@ def _check(header: Header, present: int, name: str) -> None:
     claimed = prod(header.shape) * header.dtype.itemsize
     if all(type(size) is int and size >= 0 for size in header.shape) and claimed != present:
         raise bad_array(name, f"claims {claimed} bytes of data and has {present}", "write it with numpy")
-    check_layout(name, header.shape, header.dtype)
+    check_layout(name, (1, *header.shape) if one_sample else header.shape, header.dtype)

@@ -43,10 +43,12 @@ class ZippedPictures:
 
 
 class SlicedPictures:
-    """Stretches of a file that stays open: `starts` and `sizes` in bytes, inside of it."""
+    """Stretches of a file that stays open: `starts` and `sizes` in bytes. A `scratch` file lives as long."""
 
-    def __init__(self, path: Path, names: Sequence[str], starts: Sequence[int], sizes: Sequence[int]) -> None:
-        self.file = path.open("rb")
+    def __init__(
+        self, path: Path, names: Sequence[str], starts: Sequence[int], sizes: Sequence[int], *, scratch: object = None
+    ) -> None:
+        self.file, self.scratch = path.open("rb"), scratch
         self.names, self.starts, self.sizes = names, starts, sizes
 
     def read(self, index: int) -> bytes:
@@ -56,6 +58,11 @@ class SlicedPictures:
         if len(content) != size:
             raise BadImage(f"only {len(content)} of its {size} bytes are there")
         return content
+
+
+def begins_like_an_image(head: bytes) -> bool:
+    """Whether the first sixteen bytes are those of a PNG, JPEG, BMP or WebP."""
+    return head.startswith((b"\x89PNG", b"\xff\xd8\xff", b"BM")) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
 
 
 def _check_size(size_bytes: int) -> None:

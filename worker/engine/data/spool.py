@@ -10,11 +10,11 @@ import numpy as np
 
 from worker.engine.data.npy import Array
 
-IN_MEMORY_BYTES = 64 << 20
+IN_MEMORY_BYTES = 32 << 20
 
 
 class Spool:
-    """Rows of one shape and dtype, appended in blocks; beyond 64 MiB they lie in a file of the scratch folder (TMPDIR),
+    """Rows of one shape and dtype, appended in blocks; beyond 32 MiB they lie in a file of the scratch folder (TMPDIR),
     which goes with the array."""
 
     def __init__(self, dtype: np.dtype[Any], sample_shape: tuple[int, ...]) -> None:

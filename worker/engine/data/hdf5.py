@@ -1,0 +1,122 @@
+"""Arrays of an HDF5 file: the datasets at its top. The only file opened is this one.
+
+Links, external storage, virtual datasets, references and other filters than the library's own are refused before any
+data is read. What lies in one piece is mapped; chunks are read once, in order, into a scratch file when large.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from models.errors import Code, Failure
+from worker.engine.data.npy import Array, bad_array, check_layout
+from worker.engine.data.npz import FREE_BYTES, MAX_ARRAYS, MAX_RATIO
+from worker.engine.data.spool import Spool
+
+FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32, h5py.h5z.FILTER_LZF}
+BLOCK_BYTES = 16 << 20
+MAX_CHUNK_BYTES = 256 << 20
+MAX_TEXTS = 50_000_000
+UNREADABLE = (OSError, RuntimeError, ValueError, KeyError, TypeError, OverflowError, UnicodeError, NotImplementedError)
+"""What the library raises for bytes that are not what they should be."""
+
+
+def read_hdf5(path: Path) -> dict[str, Array]:
+    """The arrays by name, read-only; `split` as text or numbers.
+
+    Raises Failure: BAD_ARCHIVE for a broken file, DATASET_BAD for an array that may not be read, and says which.
+    """
+    while h5py.h5pl.size():
+        h5py.h5pl.remove(0)  # no folder is left from which the library would load filters of others
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            names = list(file)
+            if len(names) > MAX_ARRAYS:
+                raise Failure(Code.DATASET_BAD, f"The file has {len(names)} datasets; at most {MAX_ARRAYS} are read.")
+            return {name: _read(path, _dataset(file, name), name) for name in names}
+    except UNREADABLE as error:
+        raise Failure(
+            Code.BAD_ARCHIVE,
+            f"The HDF5 file cannot be read: {str(error)[:300]}. It may be truncated; write it anew with h5py.",
+        ) from error
+
+
+def _dataset(file: h5py.File, name: str) -> h5py.Dataset:
+    link = file.get(name, getlink=True)
+    if not isinstance(link, h5py.HardLink):
+        kind = "an external link" if isinstance(link, h5py.ExternalLink) else "a link"
+        raise bad_array(name, f"is {kind}, which is not followed", "store the data itself")
+    found = file[name]
+    if not isinstance(found, h5py.Dataset):
+        raise bad_array(
+            name, f"is a {type(found).__name__.lower()}", "put the arrays at the top of the file: `x`, `y`, `split`"
+        )
+    return found
+
+
+def _read(path: Path, dataset: h5py.Dataset, name: str) -> Array:
+    properties = dataset.id.get_create_plist()
+    if properties.get_external_count() or properties.get_layout() == h5py.h5d.VIRTUAL:
+        raise bad_array(name, "keeps its data in another file, which is not opened", "store the data itself")
+    if name == "split" and h5py.check_string_dtype(dataset.dtype) is not None:
+        return _texts(dataset)
+    if dataset.dtype.hasobject or (dataset.dtype.metadata is not None and dataset.dtype.kind not in "iub"):
+        raise bad_array(name, "holds references, texts or lists of other lengths", "save arrays of numbers")
+    shape = dataset.shape
+    if shape is None:
+        raise bad_array(name, "is empty", "leave it out")
+    check_layout(name, shape, dataset.dtype)
+    claimed, present = prod(shape) * dataset.dtype.itemsize, dataset.id.get_storage_size()
+    if properties.get_layout() != h5py.h5d.CHUNKED:
+        if claimed != present:
+            raise bad_array(name, f"claims {claimed} bytes of data and has {present}", "write it with h5py")
+        start = dataset.id.get_offset()
+        plain = dataset.id.get_type() == h5py.h5t.py_create(dataset.dtype)
+        if start is not None and plain and start + claimed <= path.stat().st_size:
+            return np.memmap(path, dataset.dtype, "r", start, shape)
+    else:
+        _check_chunks(dataset, properties, name, claimed, present)
+    return _spooled(dataset)
+
+
+def _check_chunks(dataset: h5py.Dataset, properties: Any, name: str, claimed: int, present: int) -> None:
+    others = {properties.get_filter(index)[0] for index in range(properties.get_nfilters())} - FILTERS
+    if others:
+        raise bad_array(
+            name, f"is written with the filter {min(others)}, which is not read", "use gzip, lzf or no compression"
+        )
+    chunk = prod(dataset.chunks) * dataset.dtype.itemsize
+    if chunk > MAX_CHUNK_BYTES:
+        raise bad_array(name, f"has chunks of {chunk} bytes, more than {MAX_CHUNK_BYTES}", "use smaller chunks")
+    if claimed > max(FREE_BYTES, MAX_RATIO * present):
+        raise bad_array(
+            name,
+            f"is compressed {claimed // max(present, 1)} times, more than {MAX_RATIO}",
+            "write it without compression, and all of it",
+        )
+
+
+def _spooled(dataset: h5py.Dataset) -> Array:
+    """Whole chunks at a time where 16 MiB hold them."""
+    spool = Spool(dataset.dtype, dataset.shape[1:])
+    rows = max(1, BLOCK_BYTES // max(1, prod(dataset.shape[1:]) * dataset.dtype.itemsize))
+    chunk_rows = dataset.chunks[0] if dataset.chunks else 1
+    step = rows // chunk_rows * chunk_rows or rows
+    for start in range(0, dataset.shape[0], step):
+        spool.append(dataset[start : start + step])
+    return spool.array()
+
+
+def _texts(dataset: h5py.Dataset) -> Array:
+    if dataset.shape is None or len(dataset.shape) != 1 or not 0 < dataset.shape[0] <= MAX_TEXTS:
+        raise bad_array("split", f"has the shape {dataset.shape}", "save one text a sample: train, val or test")
+    blocks = [
+        np.array([str(text)[:32] for text in dataset.asstr()[start : start + 65536]])
+        for start in range(0, dataset.shape[0], 65536)
+    ]
+    return np.concatenate(blocks)
