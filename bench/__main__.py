@@ -1,4 +1,5 @@
-"""`make bench`: what the service costs, measured against one started for it, and its pruning beside Torch-Pruning's.
+"""`make bench`: what the service costs, measured against one started for it, its training beside a plain
+loop, and its pruning beside Torch-Pruning's.
 
 `python -m bench networks --jobs 2` measures one part alone.
 """
@@ -20,6 +21,7 @@ from bench.criteria import criteria
 from bench.job import starts, whole_jobs
 from bench.networks import networks
 from bench.row import Row
+from bench.training import training
 from bench.upload import uploads
 from deploy.temporary import temporary_service
 from modelpress import Client
@@ -28,7 +30,7 @@ WIDTH = 110
 """Characters, so that no row breaks where the terminal does not say its width."""
 
 
-PARTS = ("service", "criteria", "networks")
+PARTS = ("service", "training", "criteria", "networks")
 
 
 def main() -> int:
@@ -43,6 +45,8 @@ def main() -> int:
     wanted = chosen.parts or PARTS
     if "service" in wanted:
         service(console)
+    if "training" in wanted:
+        training(console)
     if "criteria" in wanted:
         criteria(console)
     if "networks" in wanted:

@@ -56,7 +56,7 @@ class Numerics:
         return replace(batch, inputs=inputs)
 
     def __str__(self) -> str:
-        parts = [self.precision]
+        parts: list[str] = [self.precision]
         parts += ["channels last"] if self.channels_last else []
         return ", ".join(parts + (["cuDNN autotune"] if self.cudnn_autotune else []))
 
