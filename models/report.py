@@ -26,7 +26,12 @@ class MetricValue(_Frozen):
 
 
 class Latency(_Frozen):
-    """Milliseconds a call, before and after interleaved in one process. `isa`: the CPU's vector extensions."""
+    """Milliseconds a call, before and after interleaved in one process. `isa`: the CPU's vector extensions.
+
+    `quantiles`: the fastest call, then what 5 %, 10 % … of the calls did not exceed, up to the slowest: 21 values.
+    `load_average`: processes that ran or waited on the whole machine in the last minute (the larger of before and after
+    the measurement, ours among them), null where the system does not tell; `cpus` is how many this process may use.
+    """
 
     p50: float
     p95: float
@@ -36,10 +41,25 @@ class Latency(_Frozen):
     batch: int
     threads: int
     isa: str
+    quantiles: list[float] = []
+    load_average: float | None = None
+    cpus: int | None = None
+
+
+class Content(_Frozen):
+    """Bytes of a file that hold the values of `layer` as `dtype`; `layer` is null for what belongs to none: the graph,
+    constants, headers."""
+
+    layer: str | None
+    dtype: str
+    size_bytes: int
 
 
 class Measurement(_Frozen):
-    """One network, measured. `reasons` names, for each field that is `None`, the cause."""
+    """One network, measured. `reasons` names, for each field that is `None`, the cause.
+
+    `contents` says where the bytes of the file are; they add up to `file_size_bytes`.
+    """
 
     metrics: dict[str, MetricValue] | None = None
     agreement_with_original: MetricValue | None = None
@@ -49,6 +69,7 @@ class Measurement(_Frozen):
     file: str | None = None
     file_size_bytes: int | None = None
     file_size_gzip_bytes: int | None = None
+    contents: list[Content] | None = None
     latency_ms: Latency | None = None
     peak_memory_bytes: int | None = None
     reasons: dict[str, Cause] = {}
@@ -118,7 +139,7 @@ class Report(_Frozen):
     `cut_short` says what the end of the time left undone (`limits.on_timeout`).
 
     Where no step changes the network (`sensitivity`), `original` is measured in the engine, `compressed` is null and
-    there are no `files`.
+    there are no `files`. `baseline` is the original as the engine saw it before the steps, on the validation split.
     `mask_check` is the largest relative difference between a cut network and its masked twin, over all cuts.
     `split_made_here`: a split was drawn by us, so the original may have been trained on what it is tested on.
     """
@@ -126,6 +147,7 @@ class Report(_Frozen):
     schema_version: Literal[1] = 1
     original: Measurement
     compressed: Measurement | None
+    baseline: Measurement | None = None
     files: list[FilePair]
     steps: list[StepReport]
     layers: list[LayerReport]

@@ -17,6 +17,7 @@ SYSTEM_FACTS = (
     "/etc/ssl/openssl.cnf",
     "/proc/cpuinfo",
     "/proc/filesystems",
+    "/proc/loadavg",
     "/proc/meminfo",
     "/proc/self",
     "/proc/stat",

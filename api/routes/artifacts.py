@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Response
-from fastapi.responses import JSONResponse
 
 from api.artifact_response import ArtifactResponse, matches, not_modified
 from api.deps import Reader, ServiceDep
 from api.errors import problems_of
+from api.report_response import PAGE, report_response
 from api.services import artifacts, jobs
 from models.errors import Code
 from models.report import Report
@@ -64,8 +64,22 @@ def download_artifact(
     "/report",
     operation_id="get_report",
     response_model=Report,
-    responses=problems_of(Code.NOT_FOUND, Code.NOT_READY),
+    responses={
+        200: {
+            "description": "The report; with `Accept: text/html` one page with tables and drawings, whole in itself.",
+            "content": {PAGE: {"schema": {"type": "string"}}},
+        },
+        304: {"description": "Still as `If-None-Match` says"},
+        **problems_of(Code.NOT_FOUND, Code.NOT_READY),
+    },
 )
-def get_report(job_id: str, service: ServiceDep, caller: Reader) -> Response:
+def get_report(
+    job_id: str,
+    service: ServiceDep,
+    caller: Reader,
+    accept: Annotated[str | None, Header(include_in_schema=False)] = None,
+    if_none_match: Annotated[str | None, Header()] = None,
+) -> Response:
     """The numbers, before and after, each measured on the file that is downloaded."""
-    return JSONResponse(jobs.report(service, caller.tenant, job_id))
+    report, spec = jobs.report(service, caller.tenant, job_id)
+    return report_response(report, spec, accept, if_none_match)

@@ -221,11 +221,12 @@ def remove(service: Service, tenant: str, job_id: str) -> None:
             raise no_such_job()
 
 
-def report(service: Service, tenant: str, job_id: str) -> dict[str, Any]:
+def report(service: Service, tenant: str, job_id: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The report and the resolved spec, as they were stored."""
     with service.database.read() as session:
         job = own_job(session, tenant, job_id)
         if job.report is not None:
-            return job.report
+            return job.report, job.resolved_spec
         refuse_before_the_end(job, "report")
         raise Failure(Code.NOT_FOUND, f"The job has {job.status}: it has no report. Its log and events may tell why.")
 

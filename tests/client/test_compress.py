@@ -69,6 +69,7 @@ def test_a_module_and_a_loader_give_a_smaller_network_that_trains_and_goes_round
         assert sorted(file.name for file in result.folder.iterdir()) == [
             "artifacts.json",
             "model.pt2",
+            "report.html",
             "report.json",
             "spec.json",
         ]

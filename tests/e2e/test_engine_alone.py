@@ -53,7 +53,7 @@ def test_a_job_says_what_it_does_and_leaves_its_files(finished: tuple[Path, list
     assert events[-1] == {"type": "finished", "report": "artifacts/report.json"}
     announced = {event["name"] for event in events if event["type"] == "artifact"}
     assert announced == {path.name for path in (folder / "job/artifacts").iterdir()}
-    assert announced == {"model.onnx", "model.pt2", "report.json", "spec.json"}
+    assert announced == {"model.onnx", "model.pt2", "report.json", "report.html", "spec.json"}
 
 
 def test_the_report_is_about_the_files_that_are_delivered(finished: tuple[Path, list[dict[str, Any]], Any]) -> None:

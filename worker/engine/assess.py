@@ -11,7 +11,7 @@ from worker.engine.measure.metrics import evaluate, evaluate_agreement, forward_
 from worker.engine.run import Run
 from worker.engine.subject import Subject
 
-_OF_FILES = ("file", "file_size_bytes", "file_size_gzip_bytes", "latency_ms", "peak_memory_bytes")
+_OF_FILES = ("file", "file_size_bytes", "file_size_gzip_bytes", "contents", "latency_ms", "peak_memory_bytes")
 
 
 def assess(subject: Subject, run: Run) -> Measurement:

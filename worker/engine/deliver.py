@@ -15,6 +15,7 @@ from models.errors import Code, Failure
 from models.events import ArtifactEvent
 from models.messages import CompressRequest
 from models.report import Cause, FilePair, Measurement, MetricValue, Provenance, Report, StepReport, Verification
+from models.report_page.page import render_report
 from models.spec import ExportFormat
 from models.statuses import Phase
 from worker.engine.assess import deciding, nonzero_parameters, total_macs
@@ -22,6 +23,7 @@ from worker.engine.export.onnx import export_onnx
 from worker.engine.export.packed import export_packed
 from worker.engine.export.pt2 import export_pt2
 from worker.engine.graph.cost import parameters
+from worker.engine.measure.contents import layers_of
 from worker.engine.measure.files import FileFigures, measure_pair, score_pair
 from worker.engine.measure.layers import layer_reports
 from worker.engine.measure.metrics import drop, forward_of, output_index
@@ -40,6 +42,7 @@ CONTENT_TYPES: dict[str, str] = {
     "pt2": "application/zip",
     "safetensors": "application/octet-stream",
     "report": "application/json",
+    "page": "text/html; charset=utf-8",
     "spec": "application/json",
 }
 REPORT = "artifacts/report.json"
@@ -47,6 +50,8 @@ REPORT = "artifacts/report.json"
 _VERIFY_SAMPLES = 64
 _NOTICEABLE = 0.95
 """A compressed file slower than this share of the original's latency is not called faster."""
+_OWN_LOAD = 0.5
+"""What the load average may be above the CPUs before the machine is called busy: the steps before count in it."""
 
 
 def deliver(subject: Subject, run: Run, request: CompressRequest, before: Measurement, steps: list[StepReport]) -> None:
@@ -90,11 +95,13 @@ def deliver(subject: Subject, run: Run, request: CompressRequest, before: Measur
 
             pairs.append(_measure(subject, run, request.threads, form, on_progress))
             on_progress(1.0)
+    _warn_of_a_busy_machine(run, pairs)
     _warn_of_what_did_not_improve(run, pairs)
 
     report = Report(
         original=pairs[0].original,
         compressed=pairs[0].compressed,
+        baseline=before,
         files=pairs,
         steps=steps,
         layers=layer_reports(subject),
@@ -117,6 +124,7 @@ def deliver_report(run: Run, request: CompressRequest, before: Measurement, step
     report = Report(
         original=before,
         compressed=None,
+        baseline=before,
         files=[],
         steps=steps,
         layers=[],
@@ -134,11 +142,14 @@ def deliver_report(run: Run, request: CompressRequest, before: Measurement, step
 def _write_report(run: Run, report: Report) -> None:
     (run.folder / REPORT).write_text(report.model_dump_json(indent=2))
     _announce(run, "report.json", "report")
+    page = render_report(report, run.spec.model_dump(mode="json"))
+    (run.folder / "artifacts" / "report.html").write_text(page, encoding="utf-8")
+    _announce(run, "report.html", "page")
     (run.folder / "artifacts" / "spec.json").write_text(run.spec.model_dump_json(indent=2))
     _announce(run, "spec.json", "spec")
 
 
-def _announce(run: Run, name: str, kind: ExportFormat | Literal["report", "spec"]) -> None:
+def _announce(run: Run, name: str, kind: ExportFormat | Literal["report", "page", "spec"]) -> None:
     run.emit(ArtifactEvent(name=name, kind=kind, content_type=CONTENT_TYPES[kind], path=f"artifacts/{name}"))
 
 
@@ -170,7 +181,8 @@ def _measure(
     scores: tuple[dict[str, MetricValue], dict[str, MetricValue]] = ({}, {})
     agreement: MetricValue | None = None
     with FreshProcess(run.folder, threads) as process:
-        figures = measure_pair(process, original, compressed, _samples(subject, run, 1), run.folder, threads)
+        sample, layers = _samples(subject, run, 1), _layers(subject)
+        figures = measure_pair(process, original, compressed, sample, run.folder, threads, layers)
         on_progress(0.5)
         if run.data is not None:
             output = output_index(subject.outputs, run.spec.data.output if run.spec.data else None)
@@ -189,6 +201,14 @@ def _measure(
         format=form,
         original=_measurement(subject.original, subject, run, figures[0], scores[0], whole),
         compressed=_measurement(subject.graph, subject, run, figures[1], scores[1], agreement),
+    )
+
+
+def _layers(subject: Subject) -> set[str]:
+    """Those that own anything in the network that is delivered, or in the original."""
+    graphs = (subject.original, subject.network())
+    return layers_of(
+        {name for graph in graphs for name in (*dict(graph.named_parameters()), *dict(graph.named_buffers()))}
     )
 
 
@@ -214,6 +234,7 @@ def _measurement(
         file=figures.name,
         file_size_bytes=figures.size_bytes,
         file_size_gzip_bytes=figures.gzip_bytes,
+        contents=figures.contents,
         latency_ms=figures.latency,
         peak_memory_bytes=figures.peak_memory_bytes,
         reasons=reasons,
@@ -232,6 +253,18 @@ def _requirement(run: Run, before: Measurement, steps: list[StepReport]) -> str 
     if lost <= allowed:
         return None
     return f"{metric} on the validation data got worse by {lost:.4f}, more than the {allowed:g} allowed"
+
+
+def _warn_of_a_busy_machine(run: Run, pairs: list[FilePair]) -> None:
+    latencies = [side.latency_ms for pair in pairs for side in (pair.original, pair.compressed) if side.latency_ms]
+    loads = [(found.load_average, found.cpus) for found in latencies if found.load_average is not None and found.cpus]
+    load, cpus = max(loads, default=(0.0, 1))
+    if load > cpus + _OWN_LOAD:
+        run.warn(
+            "machine_busy",
+            f"While latency was measured {load:.1f} processes wanted this machine's {cpus} usable CPUs: milliseconds "
+            "may be too many, and the spread too wide. Both files were hit alike, so their ratio holds better.",
+        )
 
 
 def _warn_of_what_did_not_improve(run: Run, pairs: list[FilePair]) -> None:

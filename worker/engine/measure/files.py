@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
-from models.report import Latency, MetricValue
+from models.report import Content, Latency, MetricValue
 from models.spec import Task
 from worker.engine.data.dataset import Split
 from worker.engine.measure.agreement import AgreementMeter
+from worker.engine.measure.contents import contents
 from worker.engine.measure.meters import meter_for
 from worker.engine.measure.metrics import BATCH_SIZE, metric_value
 from worker.engine.measure.runtime import FreshProcess, peak_memory_bytes
@@ -25,20 +26,29 @@ class FileFigures:
     name: str
     size_bytes: int
     gzip_bytes: int
+    contents: list[Content]
     latency: Latency
     peak_memory_bytes: int
 
 
 def measure_pair(
-    process: FreshProcess, original: Path, compressed: Path, one_sample: tuple[Tensor, ...], folder: Path, threads: int
+    process: FreshProcess,
+    original: Path,
+    compressed: Path,
+    one_sample: tuple[Tensor, ...],
+    folder: Path,
+    threads: int,
+    layers: Collection[str],
 ) -> tuple[FileFigures, FileFigures]:
-    """Sizes, latency for one sample (interleaved in `process`) and peak memory (a process for each) of both files."""
+    """Sizes, by `layers` too, latency for one sample (interleaved in `process`) and peak memory (a process for each)
+    of both files."""
     latencies = process.latency([original, compressed], one_sample)
     before, after = (
         FileFigures(
             name=path.name,
             size_bytes=file_size_bytes(path),
             gzip_bytes=gzip_size_bytes(path),
+            contents=contents(path, layers),
             latency=latency,
             peak_memory_bytes=peak_memory_bytes(path, one_sample, folder, threads),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from functools import cache
 from pathlib import Path
@@ -19,3 +20,16 @@ def instruction_set() -> str:
         return platform.machine()
     flags = {flag for line in lines if line.lower().startswith(("flags", "features")) for flag in line.split()}
     return next((extension for extension in _EXTENSIONS if extension in flags), platform.machine())
+
+
+def load_average() -> float | None:
+    """Processes that ran or waited to run on the whole machine, over the last minute; `None` where it is not told."""
+    try:
+        return float(Path("/proc/loadavg").read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def usable_cpus() -> int:
+    """How many CPUs this process may run on."""
+    return len(os.sched_getaffinity(0))

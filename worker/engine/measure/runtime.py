@@ -18,7 +18,7 @@ from torch import Tensor
 
 from models.errors import Code, Failure
 from models.report import Latency
-from worker.engine.measure.machine import instruction_set
+from worker.engine.measure.machine import instruction_set, load_average, usable_cpus
 
 _SAMPLES = 50
 _SECONDS = 6.0
@@ -63,6 +63,7 @@ class FreshProcess:
 
     def latency(self, paths: Sequence[Path], inputs: Sequence[Tensor]) -> list[Latency]:
         """Latency of each file for one batch; the files take turns, so that load on the machine hits all alike."""
+        loads = [load_average()]
         rows = self._ask(
             "latency",
             paths=[str(path) for path in paths],
@@ -70,7 +71,9 @@ class FreshProcess:
             samples=_SAMPLES,
             seconds=_SECONDS,
         )
-        return [self._latency(row["runtime"], row["milliseconds"], len(inputs[0])) for row in rows]
+        loads.append(load_average())
+        load = max((load for load in loads if load is not None), default=None)
+        return [self._latency(row["runtime"], row["milliseconds"], len(inputs[0]), load) for row in rows]
 
     def peak_memory_bytes(self, path: Path, inputs: Sequence[Tensor]) -> int:
         """By how much opening and running the file raised the process' peak; ask a process that did nothing else."""
@@ -86,7 +89,7 @@ class FreshProcess:
         result: dict[str, Any] = self._ask("census", path=str(path), optimized=str(self._path("optimized.onnx")))
         return result
 
-    def _latency(self, runtime: str, milliseconds: list[float], batch: int) -> Latency:
+    def _latency(self, runtime: str, milliseconds: list[float], batch: int, load: float | None) -> Latency:
         return Latency(
             p50=round(_percentile(milliseconds, 0.5), 4),
             p95=round(_percentile(milliseconds, 0.95), 4),
@@ -96,6 +99,9 @@ class FreshProcess:
             batch=batch,
             threads=self._threads,
             isa=instruction_set(),
+            quantiles=[round(_percentile(milliseconds, share / 20), 4) for share in range(21)],
+            load_average=load,
+            cpus=usable_cpus(),
         )
 
     def _path(self, name: str) -> Path:
