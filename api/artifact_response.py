@@ -13,7 +13,6 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from api.errors import HeaderedFailure
-from models.blobs import StoredBlob
 from models.errors import Code
 
 CHUNK_BYTES = 1 << 20
@@ -22,7 +21,8 @@ _RANGE = re.compile(r"bytes=[ \t]*(\d{0,19})-(\d{0,19})[ \t]*", re.IGNORECASE)
 
 class ArtifactResponse(StreamingResponse):
     """A stored file, or the range of it that was asked for; several ranges, or one that makes no sense, get the whole
-    file (RFC 9110, 14.2). It reads `file`, from whatever store that comes, and closes it.
+    file (RFC 9110, 14.2). It reads `file`, from whatever store that comes, and closes it. `tag`, which is hex, is the
+    SHA-256 of the content, unless not `is_digest`: then it only stands for it.
 
     Raises `Failure` with `range_not_satisfiable` for a range behind the end; `file` is closed then, too.
     """
@@ -30,24 +30,26 @@ class ArtifactResponse(StreamingResponse):
     def __init__(
         self,
         file: BinaryIO,
-        stored: StoredBlob,
+        size_bytes: int,
+        tag: str,
         *,
         name: str,
         content_type: str,
         range_: str | None = None,
         if_range: str | None = None,
+        is_digest: bool = True,
     ) -> None:
         self._file = file
-        headers = _headers(name, stored.sha256)
+        headers = _headers(name, tag, is_digest)
         try:
-            wanted = _range(range_, stored.size_bytes) if if_range in (None, headers["ETag"]) else None
+            wanted = _range(range_, size_bytes) if if_range in (None, headers["ETag"]) else None
         except BaseException:
             file.close()
             raise
-        start, end = wanted or (0, stored.size_bytes)
+        start, end = wanted or (0, size_bytes)
         headers["Content-Length"] = str(end - start)
         if wanted is not None:
-            headers["Content-Range"] = f"bytes {start}-{end - 1}/{stored.size_bytes}"
+            headers["Content-Range"] = f"bytes {start}-{end - 1}/{size_bytes}"
         super().__init__(
             _pieces(file, start, end), status_code=206 if wanted else 200, headers=headers, media_type=content_type
         )
@@ -63,9 +65,10 @@ class ArtifactResponse(StreamingResponse):
             await run_in_threadpool(self._file.close)
 
 
-def not_modified(name: str, sha256: str) -> Response:
-    headers = _headers(name, sha256)
-    return Response(status_code=304, headers={kept: headers[kept] for kept in ("ETag", "Cache-Control", "Repr-Digest")})
+def not_modified(name: str, tag: str, *, is_digest: bool = True) -> Response:
+    headers = _headers(name, tag, is_digest)
+    kept = ("ETag", "Cache-Control", "Repr-Digest")
+    return Response(status_code=304, headers={header: headers[header] for header in kept if header in headers})
 
 
 def matches(sha256: str, if_none_match: str) -> bool:
@@ -74,12 +77,12 @@ def matches(sha256: str, if_none_match: str) -> bool:
     return "*" in tags or f'"{sha256}"' in tags
 
 
-def _headers(name: str, sha256: str) -> dict[str, str]:
-    digest = base64.b64encode(bytes.fromhex(sha256)).decode()
+def _headers(name: str, tag: str, is_digest: bool) -> dict[str, str]:
+    digest = base64.b64encode(bytes.fromhex(tag)).decode()
     quoted = quote(name)
     return {
-        "ETag": f'"{sha256}"',
-        "Repr-Digest": f"sha-256=:{digest}:",
+        "ETag": f'"{tag}"',
+        **({"Repr-Digest": f"sha-256=:{digest}:"} if is_digest else {}),
         "Cache-Control": "private, no-cache",
         "Accept-Ranges": "bytes",
         "Content-Disposition": f'attachment; filename="{name}"'

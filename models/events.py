@@ -84,7 +84,7 @@ class ArtifactEvent(_Event):
 
     type: Literal["artifact"] = "artifact"
     name: str
-    kind: ExportFormat | Literal["report", "page", "spec"]
+    kind: ExportFormat | Literal["report", "page", "card", "spec"]
     content_type: str
     path: str
     partial: bool = False

@@ -80,6 +80,7 @@ class JobUrls(_View):
     events: str
     log: str
     artifacts: str
+    bundle: str
     report: str
     cancel: str
     clone: str

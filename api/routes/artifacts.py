@@ -10,7 +10,7 @@ from api.artifact_response import ArtifactResponse, matches, not_modified
 from api.deps import Reader, ServiceDep
 from api.errors import problems_of
 from api.report_response import PAGE, report_response
-from api.services import artifacts, jobs
+from api.services import artifacts, bundle, jobs
 from models.errors import Code
 from models.report import Report
 from models.views import ArtifactList
@@ -56,7 +56,40 @@ def download_artifact(
         return not_modified(name, artifact.sha256)
     found = artifacts.download(service, artifact)
     return ArtifactResponse(
-        found.file, found.stored, name=name, content_type=artifact.content_type, range_=range_, if_range=if_range
+        found.file,
+        found.stored.size_bytes,
+        artifact.sha256,
+        name=name,
+        content_type=artifact.content_type,
+        range_=range_,
+        if_range=if_range,
+    )
+
+
+@router.head("/bundle", include_in_schema=False)
+@router.get("/bundle", operation_id="download_bundle", response_class=Response, responses=_DOWNLOAD)
+def download_bundle(
+    job_id: str,
+    service: ServiceDep,
+    caller: Reader,
+    if_none_match: Annotated[str | None, Header()] = None,
+    range_: Annotated[str | None, Header(alias="range", description="One range of bytes.")] = None,
+    if_range: Annotated[str | None, Header(description="The `ETag` for which `Range` is meant.")] = None,
+) -> Response:
+    """Every file of an ended job as one tar, with a list of their hashes, in a folder named after the job. The same
+    files give the same bytes; `ETag` stands for them and `Range` works as for one file."""
+    found = bundle.plan(service, caller.tenant, job_id)
+    if if_none_match is not None and matches(found.tag, if_none_match):
+        return not_modified(found.name, found.tag, is_digest=False)
+    return ArtifactResponse(
+        bundle.open_bundle(service, found),
+        found.size_bytes,
+        found.tag,
+        name=found.name,
+        content_type="application/x-tar",
+        range_=range_,
+        if_range=if_range,
+        is_digest=False,
     )
 
 

@@ -32,11 +32,25 @@ class Download:
 def listing(service: Service, tenant: str, job_id: str) -> ArtifactList:
     with service.database.read() as session:
         own_job(session, tenant, job_id)
-        artifacts = session.scalars(select(Artifact).where(Artifact.job_id == job_id).order_by(Artifact.name)).all()
-        return ArtifactList(data=[_view(artifact) for artifact in artifacts])
+        return ArtifactList(data=[view(artifact) for artifact in _of_job(session, job_id)])
 
 
-def _view(artifact: Artifact) -> ArtifactView:
+def every(service: Service, tenant: str, job_id: str) -> list[Artifact]:
+    """All files of a job, by name. Raises `Failure` with `not_ready` while it may still make some, and `not_found`."""
+    with service.database.read() as session:
+        job = own_job(session, tenant, job_id)
+        found = _of_job(session, job_id)
+        refuse_before_the_end(job, "files")
+        if not found:
+            raise Failure(Code.NOT_FOUND, f"The job has {job.status}: it has no files.")
+        return found
+
+
+def _of_job(session: Session, job_id: str) -> list[Artifact]:
+    return list(session.scalars(select(Artifact).where(Artifact.job_id == job_id).order_by(Artifact.name)))
+
+
+def view(artifact: Artifact) -> ArtifactView:
     return ArtifactView(
         name=artifact.name,
         kind=artifact.kind,

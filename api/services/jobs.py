@@ -78,6 +78,7 @@ def view_of(settings: Settings, job: Job, queue_position: int | None) -> JobView
             events=f"{path}/events",
             log=f"{path}/log",
             artifacts=f"{path}/artifacts",
+            bundle=f"{path}/bundle",
             report=f"{path}/report",
             cancel=f"{path}/cancel",
             clone=f"{path}/clone",

@@ -129,7 +129,10 @@ def submit(options: Options) -> int:
         _out.print(job.id)
         status = _watch(job) if options.wait else 0
         if options.wait and status == 0:
-            for table in sensitivity_tables(job.report()):
+            report = job.report()
+            if report.get("compressed"):
+                _out.print(comparison(report))
+            for table in sensitivity_tables(report):
                 _out.print(table)
         return status
 

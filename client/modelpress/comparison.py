@@ -36,13 +36,16 @@ def rows(report: Json) -> list[tuple[str, str, str, str]]:
         ("nonzero_parameters", "of these not zero", "{:,}"),
         ("macs", "MACs per sample", "{:,}"),
         ("file_size_bytes", "file size, bytes", "{:,}"),
+        ("file_size_gzip_bytes", "file size after gzip, bytes", "{:,}"),
         ("peak_memory_bytes", "peak memory, bytes", "{:,}"),
     ):
         lines.append(_ratio_row(label, before.get(name), after.get(name), form))
     latencies = [(side.get("latency_ms") or {}) for side in (before, after)]
     if latencies[1]:
-        label = f"latency p50, ms ({latencies[1].get('runtime')}, batch {latencies[1].get('batch')})"
-        lines.append(_ratio_row(label, latencies[0].get("p50"), latencies[1].get("p50"), "{:.3f}"))
+        where = f"{latencies[1].get('runtime')}, batch {latencies[1].get('batch')}"
+        for share in ("p50", "p95"):
+            label = f"latency {share}, ms ({where})"
+            lines.append(_ratio_row(label, latencies[0].get(share), latencies[1].get(share), "{:.3f}"))
     return [line for line in lines if line[2] != "–"]
 
 

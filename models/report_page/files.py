@@ -32,16 +32,13 @@ def sizes(pair: FilePair) -> list[Child]:
     legend = element("p", [element("span", name, class_=f"key {style[name]}") for name in names], class_="legend")
     by_kind = [row(name, *_sides(kinds, name)) for name in names]
     groups = _by_group(before, after)
-    by_group = [row(name, _bar(sides, longest_group(groups)), *_sides_of(sides)) for name, sides in groups]
+    largest = max((max(sides) for _, sides in groups[: _MOST_GROUPS - 1]), default=0) or 1
+    by_group = [row(name, _bar(sides, largest), *_sides_of(sides)) for name, sides in groups]
     return [
         element("figure", element("figcaption", "Bytes by type"), legend, drawn),
         table("Bytes by type", ("", "original", "compressed", "change"), by_kind),
         table("Bytes by part of the network", ("", "", "original", "compressed", "change"), by_group),
     ]
-
-
-def longest_group(groups: Sequence[tuple[str, tuple[int, int]]]) -> int:
-    return max((max(sides) for _, sides in groups), default=1) or 1
 
 
 def _bar(sides: tuple[int, int], longest: int) -> Html:

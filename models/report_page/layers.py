@@ -23,7 +23,7 @@ def layers(rows: Sequence[LayerReport]) -> list[Child]:
         zeros: list[tuple[str, float | None]] = [(f"{x.name}: {percent(x.sparsity)} zeros", x.sparsity) for x in rows]
         drawn.append(_chart("Share of weights that are zero, layer by layer", zeros, 1.0, rows))
     if any(layer.bits != 32 for layer in rows):
-        bits: list[tuple[str, float | None]] = [(f"{layer.name}: {layer.bits} bits", layer.bits) for layer in rows]
+        bits: list[tuple[str, float | None]] = [(f"{layer.name}: {layer.bits:.4g} bits", layer.bits) for layer in rows]
         drawn.append(_chart("Bits of a weight, layer by layer", bits, max(layer.bits for layer in rows), rows))
     if any(layer.sqnr_db is not None for layer in rows):
         noise = [
@@ -72,7 +72,7 @@ def _row(place: int, layer: LayerReport) -> Html:
         element("td", layer.kind, class_="left"),
         channels,
         element("td", drawing, class_="draw"),
-        number(layer.bits, count, f"{at}/bits"),
+        number(layer.bits, "{:.4g}".format, f"{at}/bits"),
         number(layer.sparsity, percent, f"{at}/sparsity"),
         "–" if layer.sqnr_db is None else number(layer.sqnr_db, decibels, f"{at}/sqnr_db"),
     )

@@ -31,11 +31,8 @@ def steps(report: Report, spec: Mapping[str, Any]) -> list[Child]:
     title = f"{words.words(name).capitalize()} along the steps, on validation samples, in the engine"
     drawn = line_chart(title, [line], metric, ticks)
     headings = ("step", name.replace("_", " "), "agreement", "parameters", "MACs", "time")
-    return [
-        drawn,
-        table("After each step", headings, rows),
-        [_curves(place, s) for place, s in enumerate(report.steps)],
-    ]
+    more = [(_curves(place, step), _sensitivity(place, step)) for place, step in enumerate(report.steps)]
+    return [drawn, table("After each step", headings, rows), more]
 
 
 def _rows(details: Details, name: str) -> list[Details]:
@@ -109,3 +106,36 @@ def _curves(place: int, step: StepReport) -> Child:
             class_="grid2",
         ),
     ]
+
+
+def _sensitivity(place: int, step: StepReport) -> Child:
+    """What is measured without some of a group's channels, the group that matters most first."""
+    if step.step != "sensitivity":
+        return None
+    found: list[tuple[float, list[Child], str, str]] = []
+    for index, group in enumerate(_rows(step.details, "groups")):
+        at = f"/steps/{place}/details/groups/{index}/points"
+        points = [_point(point, f"{at}/{k}") for k, point in enumerate(_rows(group, "points"))]
+        names = group.get("layers")
+        layers = ", ".join(map(str, names)) if isinstance(names, list) else ""
+        if points and points[-1][0] is not None:
+            found.append((points[-1][0], [cell for _, cell in points], layers, str(group.get("units", ""))))
+    if not found:
+        return None
+    most = max(len(cells) for _, cells, _, _ in found)
+    headings = ("layers", "channels", *["without: measured"] * most)
+    found.sort(key=lambda group: group[0])
+    rows = [row(layers, units, *cells, *[""] * (most - len(cells))) for _, cells, layers, units in found]
+    title = f"Step {place + 1}: without some of a group's channels, the lowest first"
+    return table(title, headings, rows, tall=len(rows) > 30)
+
+
+def _point(point: Details, at: str) -> tuple[float | None, Child]:
+    """The first metric, or the agreement where there are no labels, after how many channels are left out."""
+    metrics = _part(point, "metrics")
+    name = next(iter(metrics), None)
+    value = _part(metrics, name).get("value") if name else _part(point, "agreement_with_original").get("value")
+    if not isinstance(value, int | float):
+        return None, "–"
+    pointer = f"metrics/{name}" if name else "agreement_with_original"
+    return value, element("td", f"{point.get('removed')}: ", number(value, metric, f"{at}/{pointer}/value"))

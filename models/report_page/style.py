@@ -44,7 +44,7 @@ svg{display:block;width:100%;overflow:visible}
 .fill.back{fill:var(--line)}.pale{opacity:.45}.mark{fill:var(--ink)}
 .stroke{stroke-width:2}.stroke.before{stroke:var(--before)}.stroke.after{stroke:var(--after)}
 line.grid{stroke:var(--line);stroke-width:1}
-text.label{fill:var(--soft);font-size:12px}
+text.label{fill:var(--soft);font-size:12px;stroke:var(--page);stroke-width:4px;paint-order:stroke}
 text.middle{text-anchor:middle}text.end{text-anchor:end}
 .legend{margin:.1rem 0 .3rem;font-size:.9rem}
 .key{margin-right:1.1rem;white-space:nowrap}
@@ -61,7 +61,8 @@ max-height:34rem}
 code{font-size:.9em;overflow-wrap:anywhere}
 footer{margin-top:2.5rem;color:var(--soft);font-size:.9rem}
 @media (max-width:36rem){main{padding:1rem .75rem 2rem}h1{font-size:1.3rem}.lead{font-size:1.05rem}
-th,td{padding:.3rem .35rem;font-size:.85rem}tbody th{min-width:6rem}td.draw{min-width:4rem}
+th,td{padding:.3rem .25rem;font-size:.8rem}tbody th,td.wrap{min-width:5rem}td,thead th{white-space:normal}
+td.draw{min-width:3rem}
 dl{grid-template-columns:1fr}dt{margin-top:.4rem}}
 @media print{:root{--page:#fff;--card:#fff;--ink:#000;--soft:#444;--line:#bbb;--before:#777;--after:#0a5fd1;
 --warn:#fff;--good:#116329;--bad:#b3261e;--s1:#0a5fd1;--s2:#bc4c00;--s3:#1a7f37;--s4:#8250df;--s5:#9a6700;--s6:#6e7781}

@@ -62,7 +62,7 @@ def original_alone(report: Report) -> Html:
     rows = []
     for name, value in (before.metrics or {}).items():
         place = number(value.value, metric, f"/original/metrics/{name}/value")
-        rows.append(row([words.words(name), _of(value.n, value.split)], place))
+        rows.append(row([words.words(name).capitalize(), _of(value.n, value.split)], place))
     for field, label, form in _COUNTS:
         rows.append(row(label, _cell(before, "/original", field, form)))
     return table("The original, as the engine sees it", ("", "original"), rows)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import html
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from models.metrics import METRICS
 from models.report import Cause, FilePair, Measurement, MetricValue, Report
-from models.report_page.markup import Child, element
+from models.report_page.markup import Child, element, joined
 from models.report_page.numbers import metric, milliseconds, percent, size, times
 
 CAUSES: dict[Cause, str] = {
@@ -40,7 +42,26 @@ def headline(report: Report) -> list[Child]:
         *_size_and_speed(pair),
         " ",
         *_quality(pair.original, pair.compressed),
+        *_smallest(report.files),
     ]
+
+
+def _smallest(pairs: Sequence[FilePair]) -> list[Child]:
+    """Where a later file is notably smaller than the first: how small."""
+    first, *others = [
+        (pair.compressed.file_size_bytes, pair.original.file_size_bytes, FORMAT_NAMES[pair.format])
+        for pair in pairs
+        if pair.compressed.file_size_bytes and pair.original.file_size_bytes
+    ] or [(0, 0, "")]
+    after, before, name = min(others, key=lambda sizes: sizes[0], default=first)
+    if after * NOTICEABLE > first[0]:
+        return []
+    return [f" As {name} it is ", _compared(before, after, "smaller", "larger"), f" ({size(before)} → {size(after)})."]
+
+
+def plain_headline(report: Report) -> str:
+    """The same without markup."""
+    return html.unescape(re.sub(r"<[^>]*>", "", joined(headline(report))))
 
 
 def _size_and_speed(pair: FilePair) -> list[Child]:

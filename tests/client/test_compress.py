@@ -67,6 +67,7 @@ def test_a_module_and_a_loader_give_a_smaller_network_that_trains_and_goes_round
         assert {"status", "phase", "progress", "step", "metric"} <= set(types)
         assert result.report["compressed"]["parameters"] < result.report["original"]["parameters"]
         assert sorted(file.name for file in result.folder.iterdir()) == [
+            "README.md",
             "artifacts.json",
             "model.pt2",
             "report.html",

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from models.report import Report
 from tests.e2e.jobs import run_engine, write_data, write_network
+from tests.engine.export.test_nothing_of_the_machine import assert_nothing_inside
 from worker.engine.data.splits import make_splits
 
 CHAIN: list[dict[str, Any]] = [
@@ -53,7 +54,9 @@ def test_a_job_says_what_it_does_and_leaves_its_files(finished: tuple[Path, list
     assert events[-1] == {"type": "finished", "report": "artifacts/report.json"}
     announced = {event["name"] for event in events if event["type"] == "artifact"}
     assert announced == {path.name for path in (folder / "job/artifacts").iterdir()}
-    assert announced == {"model.onnx", "model.pt2", "report.json", "report.html", "spec.json"}
+    assert announced == {"model.onnx", "model.pt2", "report.json", "report.html", "README.md", "spec.json"}
+    for path in (folder / "job/artifacts").iterdir():
+        assert_nothing_inside(path, folder)
 
 
 def test_the_report_is_about_the_files_that_are_delivered(finished: tuple[Path, list[dict[str, Any]], Any]) -> None:

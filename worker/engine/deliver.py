@@ -19,6 +19,8 @@ from models.report_page.page import render_report
 from models.spec import ExportFormat
 from models.statuses import Phase
 from worker.engine.assess import deciding, nonzero_parameters, total_macs
+from worker.engine.card import model_card
+from worker.engine.export.external import written
 from worker.engine.export.onnx import export_onnx
 from worker.engine.export.packed import export_packed
 from worker.engine.export.pt2 import export_pt2
@@ -43,9 +45,11 @@ CONTENT_TYPES: dict[str, str] = {
     "safetensors": "application/octet-stream",
     "report": "application/json",
     "page": "text/html; charset=utf-8",
+    "card": "text/markdown; charset=utf-8",
     "spec": "application/json",
 }
 REPORT = "artifacts/report.json"
+CARD = "README.md"
 
 _VERIFY_SAMPLES = 64
 _NOTICEABLE = 0.95
@@ -80,9 +84,10 @@ def deliver(subject: Subject, run: Run, request: CompressRequest, before: Measur
             run.progress((index + 0.4) / len(formats))
             EXPORTERS[form](subject.original, subject, scratch / f"original.{form}")
             run.phase(Phase.VERIFYING)
-            verifications.append(_verify(subject, run, artifacts / f"model.{form}"))
+            file = written(artifacts / f"model.{form}")
+            verifications.append(_verify(subject, run, file))
             run.progress((index + 1) / len(formats))
-            _announce(run, f"model.{form}", form)
+            _announce(run, file.name, form)
 
     run.phase(Phase.MEASURING)
     run.share(87.0, 13.0)
@@ -115,6 +120,9 @@ def deliver(subject: Subject, run: Run, request: CompressRequest, before: Measur
         provenance=_provenance(run, request),
     )
     _write_report(run, report)
+    card = model_card(report, run.spec, subject.inputs, subject.outputs)
+    (artifacts / CARD).write_text(card, encoding="utf-8")
+    _announce(run, CARD, "card")
 
 
 def deliver_report(run: Run, request: CompressRequest, before: Measurement, steps: list[StepReport]) -> None:
@@ -149,8 +157,9 @@ def _write_report(run: Run, report: Report) -> None:
     _announce(run, "spec.json", "spec")
 
 
-def _announce(run: Run, name: str, kind: ExportFormat | Literal["report", "page", "spec"]) -> None:
-    run.emit(ArtifactEvent(name=name, kind=kind, content_type=CONTENT_TYPES[kind], path=f"artifacts/{name}"))
+def _announce(run: Run, name: str, kind: ExportFormat | Literal["report", "page", "card", "spec"]) -> None:
+    content_type = "application/x-tar" if name.endswith(".tar") else CONTENT_TYPES[kind]
+    run.emit(ArtifactEvent(name=name, kind=kind, content_type=content_type, path=f"artifacts/{name}"))
 
 
 def _samples(subject: Subject, run: Run, count: int) -> tuple[Tensor, ...]:
@@ -177,7 +186,8 @@ def _verify(subject: Subject, run: Run, path: Path) -> Verification:
 def _measure(
     subject: Subject, run: Run, threads: int, form: ExportFormat, on_progress: Callable[[float], None]
 ) -> FilePair:
-    original, compressed = run.folder / "originals" / f"original.{form}", run.folder / "artifacts" / f"model.{form}"
+    original = written(run.folder / "originals" / f"original.{form}")
+    compressed = written(run.folder / "artifacts" / f"model.{form}")
     scores: tuple[dict[str, MetricValue], dict[str, MetricValue]] = ({}, {})
     agreement: MetricValue | None = None
     with FreshProcess(run.folder, threads) as process:

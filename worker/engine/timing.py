@@ -13,6 +13,7 @@ from torch import Tensor, fx
 
 from models.report import Latency
 from models.spec import ExportFormat
+from worker.engine.export.external import written
 from worker.engine.measure.runtime import FreshProcess
 from worker.engine.run import Run
 from worker.engine.subject import Subject
@@ -46,12 +47,12 @@ class Stopwatch:
             self._write(self._subject.original, "original")
             self._process = self._open.enter_context(FreshProcess(self._run.folder, self._threads))
         candidate = self._write(graph, "candidate")
-        first, second = self._process.latency([candidate, self._path("original")], self._sample())
+        first, second = self._process.latency([candidate, written(self._path("original"))], self._sample())
         return first, second
 
     def _write(self, graph: fx.GraphModule, name: str) -> Path:
         self._export(copy.deepcopy(graph).cpu(), self._subject, self._path(name))
-        return self._path(name)
+        return written(self._path(name))
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{name}.{self._form}"

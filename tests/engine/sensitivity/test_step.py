@@ -111,7 +111,7 @@ def test_a_job_gives_a_report_and_a_network_only_if_it_made_one(tmp_path: Path, 
     status, events, log = run_engine(asked, tmp_path)
     assert status == 0, log
     made = {path.name for path in (tmp_path / "job/artifacts").iterdir()}
-    assert made == {"report.json", "report.html", "spec.json"} | (set() if alone else {"model.pt2"})
+    assert made == {"report.json", "report.html", "spec.json"} | (set() if alone else {"model.pt2", "README.md"})
     report = Report.model_validate_json((tmp_path / "job/artifacts/report.json").read_bytes())
     assert (report.compressed is None) is alone
     assert report.original.metrics is not None

@@ -1,4 +1,4 @@
-"""A graph as one ONNX file, float or 8-bit in the dialect that ONNX Runtime's integer kernels fuse."""
+"""A graph as an ONNX file, float or 8-bit in the dialect that ONNX Runtime's integer kernels fuse."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from torch import Tensor, fx, nn
 
 from models.errors import Code, Failure
 from worker.engine.export.dynamic import dynamic_shapes
+from worker.engine.export.external import save
 from worker.engine.export.onnx_codes import WEIGHT, store_codes, with_placeholders, write_placeholder
 from worker.engine.export.onnx_dynamic import dynamic_linear, dynamic_lstm
 from worker.engine.graph.dynamic import DYNAMIC_LINEAR, DYNAMIC_LSTM
@@ -28,23 +29,15 @@ from worker.engine.graph.integer import DEQUANTIZE, ROUND_TRIP
 from worker.engine.graph.shapes import record_shapes
 from worker.engine.subject import Subject
 
-_LARGEST_BYTES = (2 << 30) - (16 << 20)
-"""Protobuf's limit, less room for the graph."""
-
 
 def export_onnx(graph: fx.GraphModule, subject: Subject, path: Path) -> None:
     """Write `graph` (`subject.network()` or `subject.original`) with the input and output names of `subject`.
 
-    One file, sizes that may vary stay open, nothing of this machine inside. An integer network comes out as
-    QuantizeLinear and DequantizeLinear (uint8 values, int8 weights an output channel, int32 biases); weights of few
-    bits as `onnx_codes` has them.
-    Raises `Failure(UNSUPPORTED_HERE)` when an operator cannot be written, or one file cannot hold the weights.
+    One file, or from 2 GiB on a tar archive of two (`external.written` says which). Sizes that may vary stay open,
+    nothing of this machine is inside. An integer network comes out as QuantizeLinear and DequantizeLinear (uint8
+    values, int8 weights an output channel, int32 biases); weights of few bits as `onnx_codes` has them.
+    Raises `Failure(UNSUPPORTED_HERE)` when an operator cannot be written.
     """
-    tensors = [*graph.parameters(), *graph.buffers()]
-    if sum(tensor.numel() * tensor.element_size() for tensor in tensors) > _LARGEST_BYTES:
-        raise Failure(
-            Code.UNSUPPORTED_HERE, "a single ONNX file holds at most 2 GiB; ask for `pt2` only", where=path.name
-        )
     projected = [name for name, module in graph.named_modules() if isinstance(module, nn.LSTM) and module.proj_size]
     if projected:
         raise Failure(
@@ -87,7 +80,7 @@ def export_onnx(graph: fx.GraphModule, subject: Subject, path: Path) -> None:
     _name_batch(model.graph)
     _keep_zeros_before_maximum(model.graph)
     store_codes(model, coded)
-    onnx.save_model(model, path)
+    save(model, path)
 
 
 def _with_attention_in_order(graph: fx.GraphModule, inputs: tuple[Tensor, ...]) -> fx.GraphModule:

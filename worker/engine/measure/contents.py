@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tarfile
 import zipfile
 from collections import Counter
 from collections.abc import Collection, Iterator
@@ -24,7 +25,7 @@ _Stored = tuple[str, str, int]
 
 def contents(path: Path, layers: Collection[str]) -> list[Content]:
     """Of a file of `EXPORTERS`, by its ending. A tensor belongs to the layer whose name its own begins with."""
-    read = {".onnx": _onnx, ".pt2": _pt2, ".safetensors": _packed}[path.suffix]
+    read = {".onnx": _onnx, ".tar": _onnx_archive, ".pt2": _pt2, ".safetensors": _packed}[path.suffix]
     found: Counter[tuple[str | None, str]] = Counter()
     for name, dtype, size in read(path):
         found[_owner(name, layers), dtype] += size
@@ -47,11 +48,23 @@ def _owner(name: str, layers: Collection[str]) -> str | None:
 
 
 def _onnx(path: Path) -> Iterator[_Stored]:
-    graph = onnx.load_model(path, load_external_data=False).graph
+    return _initializers(onnx.load_model(path, load_external_data=False).graph)
+
+
+def _onnx_archive(path: Path) -> Iterator[_Stored]:
+    with tarfile.open(path) as archive:
+        file = archive.extractfile(path.stem)
+        assert file is not None
+        return _initializers(onnx.load_model_from_string(file.read()).graph)
+
+
+def _initializers(graph: onnx.GraphProto) -> Iterator[_Stored]:
     tensors = [*graph.initializer, *(part.t for node in graph.node for part in node.attribute if part.HasField("t"))]
     for tensor in tensors:
         dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type).name
-        yield tensor.name, dtype, len(tensor.raw_data) if tensor.HasField("raw_data") else tensor.ByteSize()
+        outside = {entry.key: entry.value for entry in tensor.external_data}
+        inside = len(tensor.raw_data) if tensor.HasField("raw_data") else tensor.ByteSize()
+        yield tensor.name, dtype, int(outside.get("length", inside))
 
 
 def _pt2(path: Path) -> Iterator[_Stored]:

@@ -13,11 +13,15 @@ import json
 import mmap
 import os
 import resource
+import shutil
 import sys
+import tarfile
+import tempfile
 import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -50,7 +54,24 @@ def main() -> None:
 
 
 def _open(path: str, threads: int) -> Network:
-    return _open_onnx(path, threads) if path.endswith(".onnx") else _open_torch(path, threads)
+    return _open_onnx(path, threads) if _is_onnx(path) else _open_torch(path, threads)
+
+
+def _is_onnx(path: str) -> bool:
+    return path.endswith((".onnx", ".onnx.tar"))
+
+
+@cache
+def _unpacked(path: str) -> str:
+    """The ONNX file of an archive that the engine wrote, beside its data in a folder of this process."""
+    folder = tempfile.mkdtemp(prefix="onnx-")
+    with tarfile.open(path) as archive:
+        for member in archive:
+            source = archive.extractfile(member)
+            assert source is not None
+            with open(os.path.join(folder, os.path.basename(member.name)), "wb") as target:
+                shutil.copyfileobj(source, target, 1 << 20)
+    return os.path.join(folder, os.path.basename(path).removesuffix(".tar"))
 
 
 def _open_onnx(path: str, threads: int, optimized: str | None = None) -> Network:
@@ -62,7 +83,8 @@ def _open_onnx(path: str, threads: int, optimized: str | None = None) -> Network
     options.log_severity_level = 3
     if optimized is not None:
         options.optimized_model_filepath = optimized
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    file = _unpacked(path) if path.endswith(".tar") else path
+    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     names = [value.name for value in session.get_inputs()]
 
     def call(inputs: list[Array]) -> list[Array]:
@@ -95,7 +117,7 @@ def _load(path: str) -> Any:
 
 
 def _runtime(path: str) -> str:
-    if path.endswith(".onnx"):
+    if _is_onnx(path):
         import onnxruntime
 
         return f"onnxruntime {onnxruntime.__version__}"
@@ -145,7 +167,7 @@ def _memory(path: str, threads: int, inputs: str) -> int:
     and the runtime's buffers count.
     """
     batch = _read(inputs)
-    _wake_onnx() if path.endswith(".onnx") else _wake_torch()
+    _wake_onnx() if _is_onnx(path) else _wake_torch()
     ballast = _fill_to_peak()
     before = _resident_peak()
     network = _open(path, threads)
