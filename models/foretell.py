@@ -15,7 +15,7 @@ from models.prune_policy import Policy, layers_of, policy_for, removable_counts
 from models.prune_search import Levels, alike, goal, nearest, own_wanted, reach
 from models.schedules import gone_after
 from models.sizes import QUANTITIES, Polynomials, Sizes, evaluate
-from models.spec import DynamicStep, FactorizeStep, LowBitStep, PruneStep, QuantizeStep, Step
+from models.spec import DynamicStep, FactorizeStep, LowBitStep, PruneStep, QatStep, QuantizeStep, Step
 
 Units = tuple[int, ...]
 """For each group of the inspection, how many units it keeps."""
@@ -80,7 +80,7 @@ def foretell(steps: Sequence[Step], network: NetworkInspection) -> list[Left]:
             at_least = {name: count + less[name] for name, count in at_least.items()}
             at_most = {name: count + more[name] for name, count in at_most.items()}
             apart = True
-        shrunk = shrunk or isinstance(step, QuantizeStep | DynamicStep)
+        shrunk = shrunk or isinstance(step, QuantizeStep | QatStep | DynamicStep)
         low_bit = step if isinstance(step, LowBitStep) else None
         units = tuple(Bounds(*pair) for pair in zip(least, most, strict=True))
         quantities = {

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from models.errors import FieldProblem
 from models.globs import check_globs
 from models.inspection import NetworkInspection
-from models.spec import DynamicStep, LayerChoice, LayerInt8, LowBitStep, QuantizeStep, Step
+from models.spec import DynamicStep, LayerChoice, LayerInt8, LowBitStep, QatStep, QuantizeStep, Step
 
 DYNAMIC_KINDS = frozenset({"LSTM", "Linear"})
 """The layers that a runtime has kernels for which range their inputs."""
@@ -18,11 +18,13 @@ def data_needed_for(step: Step) -> str | None:
     """Why `step` needs data, where it is one of `quantize` that does."""
     if isinstance(step, LowBitStep):
         return "to train on" if step.epochs else None
+    if isinstance(step, QatStep):
+        return "to calibrate with and to train on"
     return "to calibrate with" if isinstance(step, QuantizeStep) else None
 
 
 def check_quantize(
-    step: QuantizeStep | DynamicStep, network: NetworkInspection, pointer: str
+    step: QuantizeStep | QatStep | DynamicStep, network: NetworkInspection, pointer: str
 ) -> Iterable[FieldProblem]:
     unmatched = list(check_globs([choice.match for choice in step.layers], network.layers, pointer))
     yield from unmatched

@@ -35,6 +35,7 @@ from models.spec import (
     Loss,
     LowBitStep,
     PruneStep,
+    QatStep,
     QuantizeStep,
     SensitivityStep,
     SparsifyStep,
@@ -112,8 +113,10 @@ def check(
                 problems += unmatched or check_factorize(spec, step, steps[:index], network, pointer)
             case FinetuneStep():
                 problems += check_training(spec, network, dataset, step, pointer)
-            case QuantizeStep() | DynamicStep():
+            case QuantizeStep() | QatStep() | DynamicStep():
                 problems += check_quantize(step, network, pointer)
+                if isinstance(step, QatStep):
+                    problems += check_training(spec, network, dataset, step, pointer)
             case LowBitStep():
                 problems += check_low_bit(spec, step, steps[:index], network, dataset, pointer)
             case SensitivityStep():
@@ -153,8 +156,8 @@ def _filled_in(step: Step, learnt: Loss, differentiated: GradientLoss | None) ->
         return step.model_copy(update={"loss": learnt})
     if isinstance(step, LowBitStep) and step.epochs and step.loss is None:
         return step.model_copy(update={"loss": learnt})
-    if isinstance(step, QuantizeStep):
-        return resolve_int8(step)
+    if isinstance(step, QuantizeStep | QatStep):
+        return resolve_int8(step, learnt)
     if isinstance(step, SparsifyStep):
         return resolve_sparsify(step, learnt, differentiated)
     if isinstance(step, SensitivityStep):

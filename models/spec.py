@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from models.spec_factorize import FactorAmount, FactorChoice, FactorizeStep, FactorTarget, Rank
-from models.spec_int8 import Int8Choices, LayerInt8
+from models.spec_int8 import Int8Choices, LayerInt8, QatStep
 from models.spec_lowbit import BinaryStep, CodebookStep, Int4Step, LowBitLayer, LowBitStep, TernaryStep
 from models.spec_prune import Amount, LayerAmount, PruneChoice, PruneStep, Quantity, Schedule, Target
 from models.spec_quantize import Quantize, QuantizeStep, flatten_choices
@@ -47,6 +47,7 @@ __all__ = [
     "NOfM",
     "PruneChoice",
     "PruneStep",
+    "QatStep",
     "Quantity",
     "Quantize",
     "QuantizeStep",

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from models.spec_optimizer import LearningRate
+from models.spec_train import Training
 from models.spec_types import Glob, Strict
 
 Ranges = Literal["minmax", "entropy", "percentile", "mse"]
@@ -71,6 +73,10 @@ class Int8Choices(Strict):
         """What is different for the layer of this name, if anything is."""
         return next((choice for choice in self.layers if fnmatchcase(layer, choice.match)), None)
 
+    def weight_ranges_of(self, layer: str) -> WeightRanges:
+        choice = self.choice_for(layer)
+        return (choice.weight_ranges if choice else None) or self.weight_ranges
+
     def is_skipped(self, layer: str) -> bool:
         choice = self.choice_for(layer)
         return choice is not None and choice.skip is True
@@ -81,4 +87,38 @@ class Int8Choices(Strict):
             raise ValueError(
                 "percentile is used by the ranges `percentile` and `auto` only: choose one or leave it out"
             )
+        return self
+
+
+class QatStep(Int8Choices, Training):
+    """8-bit integers as after training, and then trained while the network computes in them, with the original as
+    teacher (Jacob et al., 2018). What is delivered is the better of the two on the validation data."""
+
+    step: Literal["quantize"]
+    scheme: Literal["int8"] = "int8"
+    method: Literal["qat"]
+    learning_rate: LearningRate = Field(
+        default=1e-4, description="Peak of the schedule. Default: 1e-4, with `optimizer` as for `finetune`."
+    )
+    epochs: Annotated[int, Field(ge=1, le=1000)] = 3
+    learn_scales: bool = Field(
+        default=False, description="Learn the scales of weights and activations as well (LSQ: Esser et al., 2020)."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gently(cls, value: Any) -> Any:
+        """A network that is trained already has little to learn."""
+        if not isinstance(value, dict) or "optimizer" in value:
+            return value
+        return {"learning_rate": 1e-4} | value
+
+    @model_validator(mode="after")
+    def _trains_integers(self) -> QatStep:
+        if self.regularize is not None:
+            raise ValueError("nothing is cut after `quantize`: use `regularize` in a `finetune` step before it")
+        if self.keep == "last":
+            raise ValueError("the better of the network before and after training is kept: leave `keep` out")
+        if self.speed.precision != "float32":
+            raise ValueError("8 bits are rounded in float32 alone: leave `speed.precision` out")
         return self

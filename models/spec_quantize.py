@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from models.spec_int8 import Int8Choices
+from models.spec_int8 import Int8Choices, QatStep
 from models.spec_lowbit import LOW_BIT_STEPS, BinaryStep, CodebookStep, Int4Step, TernaryStep
 from models.spec_schemes import DynamicStep
 from models.spec_types import Strict
@@ -32,8 +32,8 @@ def with_a_scheme(value: Any) -> Any:
     return {"method": "ptq", **value} if value["scheme"] == "int8" else value
 
 
-QUANTIZE_STEPS: tuple[type[Strict], ...] = (QuantizeStep, DynamicStep, *LOW_BIT_STEPS)
-Int8 = Annotated[QuantizeStep | DynamicStep, Field(discriminator="method")]
+QUANTIZE_STEPS: tuple[type[Strict], ...] = (QuantizeStep, QatStep, DynamicStep, *LOW_BIT_STEPS)
+Int8 = Annotated[QuantizeStep | QatStep | DynamicStep, Field(discriminator="method")]
 Quantize = Annotated[
     Int8 | Int4Step | TernaryStep | BinaryStep | CodebookStep,
     Field(discriminator="scheme"),

@@ -20,6 +20,7 @@ from worker.engine.factorize.step import replay as replay_factorize
 from worker.engine.lowbit.step import replay as replay_low_bit
 from worker.engine.prune.step import replay as replay_prune
 from worker.engine.quantize.dynamic.step import replay as replay_dynamic
+from worker.engine.quantize.qat.step import TRAINING, replay_training
 from worker.engine.quantize.step import replay as replay_quantize
 from worker.engine.run import Run
 from worker.engine.sparsify.step import replay as replay_sparsify
@@ -33,6 +34,7 @@ REPLAY = {
     "factorize": replay_factorize,
     "finetune": replay_finetune,
     "quantize": replay_quantize,
+    TRAINING: replay_training,
     "quantize dynamic": replay_dynamic,
     "quantize int4": replay_low_bit,
     "quantize ternary": replay_low_bit,

@@ -27,6 +27,7 @@ from models.spec import (
     Int4Step,
     LowBitStep,
     PruneStep,
+    QatStep,
     QuantizeStep,
     SensitivityStep,
     SparsifyStep,
@@ -48,6 +49,7 @@ from worker.engine.lowbit.step import run as low_bit
 from worker.engine.measure.metrics import at_chance
 from worker.engine.prune.step import run as prune
 from worker.engine.quantize.dynamic.step import run as quantize_dynamic
+from worker.engine.quantize.qat.step import run as quantize_aware
 from worker.engine.quantize.step import run as quantize
 from worker.engine.run import Run
 from worker.engine.sensitivity.step import run as sensitivity
@@ -62,6 +64,7 @@ STEPS: dict[type, Callable[[Subject, Any, Run], dict[str, Any]]] = {
     FactorizeStep: factorize,
     FinetuneStep: finetune,
     QuantizeStep: quantize,
+    QatStep: quantize_aware,
     DynamicStep: quantize_dynamic,
     Int4Step: low_bit,
     TernaryStep: low_bit,
@@ -210,7 +213,7 @@ def _take_steps(subject: Subject, run: Run, checkpoints: Checkpoints, done: list
 
 
 def _weight(step: Step) -> float:
-    return _WEIGHTS["finetune" if isinstance(step, LowBitStep) and step.epochs else step.step]
+    return _WEIGHTS["finetune" if isinstance(step, QatStep | LowBitStep) and step.epochs else step.step]
 
 
 def _how_far(step: Step, details: dict[str, Any]) -> str:
@@ -218,7 +221,7 @@ def _how_far(step: Step, details: dict[str, Any]) -> str:
         return f"round {len(details['rounds'])} of {step.schedule.rounds}"
     if isinstance(step, FinetuneStep):
         return f"epoch {details['epochs']} of {step.epochs}"
-    if isinstance(step, LowBitStep):
+    if isinstance(step, QatStep | LowBitStep):
         return f"epoch {details['training']['epochs']} of {step.epochs}"
     return f"{len(details['groups'])} groups"
 

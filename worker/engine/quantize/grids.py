@@ -33,9 +33,7 @@ def scales_of(
     for name in placement.layers:
         weight, bias = weight_and_bias(graph, name)
         smallest = min(activations[value].scale for value in values_read(graph, name))
-        choice = step.choice_for(name)
-        kind = (choice.weight_ranges if choice else None) or step.weight_ranges
-        find = weight_grid if kind == "minmax" else least_squares_grid
+        find = weight_grid if step.weight_ranges_of(name) == "minmax" else least_squares_grid
         scales[name] = find(weight, bias, smallest).cpu()
     return scales
 
