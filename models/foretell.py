@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 from models.criterion_rules import scaled_layers
 from models.factorize_foretell import taken_off
@@ -15,7 +16,22 @@ from models.prune_policy import Policy, layers_of, policy_for, removable_counts
 from models.prune_search import Levels, alike, goal, nearest, own_wanted, reach
 from models.schedules import gone_after
 from models.sizes import QUANTITIES, Polynomials, Sizes, evaluate
-from models.spec import DynamicStep, FactorizeStep, LowBitStep, PruneStep, QatStep, QuantizeStep, Step
+from models.spec import (
+    AutoStep,
+    DynamicStep,
+    FactorizeStep,
+    FloatStep,
+    LowBitStep,
+    PruneStep,
+    QatStep,
+    QuantizeStep,
+    Step,
+)
+from models.spec_schemes import Storage
+
+STORED_KINDS = frozenset({"Conv1d", "Conv2d", "Conv3d", "Embedding", "Linear"})
+"""Layers of one weight, whose shape is the layer's."""
+_TABLE_BYTES = 1024
 
 Units = tuple[int, ...]
 """For each group of the inspection, how many units it keeps."""
@@ -80,18 +96,19 @@ def foretell(steps: Sequence[Step], network: NetworkInspection) -> list[Left]:
             at_least = {name: count + less[name] for name, count in at_least.items()}
             at_most = {name: count + more[name] for name, count in at_most.items()}
             apart = True
-        shrunk = shrunk or isinstance(step, QuantizeStep | QatStep | DynamicStep)
-        low_bit = step if isinstance(step, LowBitStep) else None
+        shrunk = shrunk or isinstance(step, QuantizeStep | QatStep | AutoStep | DynamicStep | Storage)
         units = tuple(Bounds(*pair) for pair in zip(least, most, strict=True))
         quantities = {
             name: Bounds(max(0, bounds.least - at_most[name]), bounds.most - at_least[name])
             for name, bounds in _quantities(network.sizes, least, most).items()
         }
+        before, whole = quantities["bytes"], least == most == start and not apart
         if shrunk:
             quantities = _in_integers(quantities, network)
-        if low_bit is not None:
-            whole = least == most == start and not apart
-            quantities = quantities | {"bytes": _in_codes(low_bit, quantities, network, whole=whole)}
+        if isinstance(step, LowBitStep):
+            quantities = quantities | {"bytes": _in_codes(step, quantities, network, whole=whole)}
+        if isinstance(step, Storage):
+            quantities = quantities | {"bytes": _as_stored(step, before, network, whole=whole)}
         found.append(Left(units, quantities, asked))
     return found
 
@@ -135,6 +152,21 @@ def _in_codes(step: LowBitStep, quantities: dict[str, Bounds], network: NetworkI
         return Bounds(before.least - saved, before.most - saved)
     fewest = min((coding.bits / coding.dimension for coding in codings.values()), default=32.0)
     return Bounds(math.floor(before.least * min(1.0, fewest / 32)), before.most)
+
+
+def _as_stored(step: Storage, before: Bounds, network: NetworkInspection, *, whole: bool) -> Bounds:
+    """At least as if everything were stored so and each BatchNorm folded; of a network nothing was cut from, at most as
+    if the weights of layers whose shapes say all were, unless some share one."""
+    size = 2 if isinstance(step, FloatStep) else 1
+    norms = 8 * sum(layer.parameters for layer in network.layers if layer.kind.startswith("BatchNorm"))
+    fewest = math.floor(max(0, before.least - norms) * size / 4)
+    skipped = {layer.name for layer in network.layers for each in step.layers if fnmatchcase(layer.name, each.match)}
+    shared = sum(layer.parameters for layer in network.layers) > network.parameters
+    if not whole or shared:
+        return Bounds(fewest, before.most)
+    shapes = [layer.shape for layer in network.layers if layer.kind in STORED_KINDS and layer.name not in skipped]
+    scales = 0 if size == 2 else sum(4 * shape[0] + _TABLE_BYTES for shape in shapes)
+    return Bounds(fewest, before.most + scales - sum((4 - size) * math.prod(shape) for shape in shapes))
 
 
 def _asked(step: PruneStep, polynomials: Polynomials, units: Units) -> dict[str, int]:

@@ -8,7 +8,8 @@ from fnmatch import fnmatchcase
 from models.errors import FieldProblem
 from models.globs import check_globs
 from models.inspection import NetworkInspection
-from models.spec import DynamicStep, LayerChoice, LayerInt8, LowBitStep, QatStep, QuantizeStep, Step
+from models.spec import AutoStep, DynamicStep, LayerChoice, LayerInt8, LowBitStep, QatStep, QuantizeStep, Step
+from models.spec_schemes import Storage
 
 DYNAMIC_KINDS = frozenset({"LSTM", "Linear"})
 """The layers that a runtime has kernels for which range their inputs."""
@@ -24,7 +25,7 @@ def data_needed_for(step: Step) -> str | None:
 
 
 def check_quantize(
-    step: QuantizeStep | QatStep | DynamicStep, network: NetworkInspection, pointer: str
+    step: QuantizeStep | QatStep | AutoStep | DynamicStep | Storage, network: NetworkInspection, pointer: str
 ) -> Iterable[FieldProblem]:
     unmatched = list(check_globs([choice.match for choice in step.layers], network.layers, pointer))
     yield from unmatched

@@ -103,8 +103,22 @@ class LayerReport(_Frozen):
     sparsity: float
 
 
+class Census(_Frozen):
+    """What ONNX Runtime makes of an ONNX file when it opens it, on the machine of the worker.
+
+    `integer_kernels` that compute in 8 bits, by operator; `float_kernels` that compute with weights in floating point;
+    `unpacked_each_call` are the operators that compute in floating point on weights which are stored as integers and
+    made floats again at every call: the slowest of all ways.
+    """
+
+    integer_kernels: dict[str, int]
+    float_kernels: dict[str, int]
+    unpacked_each_call: list[str]
+
+
 class Verification(_Frozen):
-    """A file `reloaded` in a fresh process by the stock runtime and compared, on real samples where there are any."""
+    """A file `reloaded` in a fresh process by the stock runtime and compared, on real samples where there are any.
+    `census` of an ONNX file whose weights are quantized."""
 
     artifact: str
     reloaded: bool
@@ -112,6 +126,7 @@ class Verification(_Frozen):
     max_abs_diff_vs_engine: float
     sqnr_db_vs_engine: float | None = None
     top1_agreement_vs_engine: float | None = None
+    census: Census | None = None
 
 
 class FilePair(_Frozen):

@@ -29,9 +29,12 @@ from models.quantize_rules import check_quantize, data_needed_for
 from models.sensitivity_rules import changes_nothing, check_export, check_sensitivity, resolve_sensitivity
 from models.sparsify_rules import check_cut_of_a_pattern, check_sparsify, check_what_it_reads, resolve_sparsify
 from models.spec import (
+    AutoStep,
     DynamicStep,
     FactorizeStep,
     FinetuneStep,
+    FloatStep,
+    Fp8Step,
     Loss,
     LowBitStep,
     PruneStep,
@@ -41,6 +44,7 @@ from models.spec import (
     SparsifyStep,
     Spec,
     Step,
+    StoredStep,
 )
 from models.train_rules import check_training
 
@@ -113,7 +117,7 @@ def check(
                 problems += unmatched or check_factorize(spec, step, steps[:index], network, pointer)
             case FinetuneStep():
                 problems += check_training(spec, network, dataset, step, pointer)
-            case QuantizeStep() | QatStep() | DynamicStep():
+            case QuantizeStep() | QatStep() | AutoStep() | DynamicStep() | StoredStep() | FloatStep() | Fp8Step():
                 problems += check_quantize(step, network, pointer)
                 if isinstance(step, QatStep):
                     problems += check_training(spec, network, dataset, step, pointer)

@@ -11,7 +11,7 @@ from models.spec_int8 import Int8Choices, LayerInt8, QatStep
 from models.spec_lowbit import BinaryStep, CodebookStep, Int4Step, LowBitLayer, LowBitStep, TernaryStep
 from models.spec_prune import Amount, LayerAmount, PruneChoice, PruneStep, Quantity, Schedule, Target
 from models.spec_quantize import Quantize, QuantizeStep, flatten_choices
-from models.spec_schemes import DynamicStep
+from models.spec_schemes import AutoStep, DynamicStep, FloatStep, Fp8Step, StoredStep
 from models.spec_sensitivity import SensitivityStep
 from models.spec_sparsify import Blocks, LayerSparsity, NOfM, SparsifyStep
 from models.spec_train import Distill, Feature, FinetuneStep, Loss, Training
@@ -19,6 +19,7 @@ from models.spec_types import LayerChoice, Strict
 
 __all__ = [
     "Amount",
+    "AutoStep",
     "BinaryStep",
     "Blocks",
     "CodebookStep",
@@ -33,6 +34,8 @@ __all__ = [
     "FactorizeStep",
     "Feature",
     "FinetuneStep",
+    "FloatStep",
+    "Fp8Step",
     "Int4Step",
     "Int8Choices",
     "LayerAmount",
@@ -58,6 +61,7 @@ __all__ = [
     "SparsifyStep",
     "Spec",
     "Step",
+    "StoredStep",
     "Strict",
     "Target",
     "Task",

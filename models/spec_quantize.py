@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field
 
 from models.spec_int8 import Int8Choices, QatStep
 from models.spec_lowbit import LOW_BIT_STEPS, BinaryStep, CodebookStep, Int4Step, TernaryStep
-from models.spec_schemes import DynamicStep
+from models.spec_schemes import AutoStep, DynamicStep, FloatStep, Fp8Step, StoredStep
 from models.spec_types import Strict
 
 
@@ -32,10 +32,19 @@ def with_a_scheme(value: Any) -> Any:
     return {"method": "ptq", **value} if value["scheme"] == "int8" else value
 
 
-QUANTIZE_STEPS: tuple[type[Strict], ...] = (QuantizeStep, QatStep, DynamicStep, *LOW_BIT_STEPS)
-Int8 = Annotated[QuantizeStep | QatStep | DynamicStep, Field(discriminator="method")]
+QUANTIZE_STEPS: tuple[type[Strict], ...] = (
+    QuantizeStep,
+    QatStep,
+    AutoStep,
+    DynamicStep,
+    StoredStep,
+    *LOW_BIT_STEPS,
+    FloatStep,
+    Fp8Step,
+)
+Int8 = Annotated[QuantizeStep | QatStep | AutoStep | DynamicStep | StoredStep, Field(discriminator="method")]
 Quantize = Annotated[
-    Int8 | Int4Step | TernaryStep | BinaryStep | CodebookStep,
+    Int8 | Int4Step | TernaryStep | BinaryStep | CodebookStep | FloatStep | Fp8Step,
     Field(discriminator="scheme"),
     BeforeValidator(with_a_scheme),
 ]

@@ -65,3 +65,26 @@ def test_every_layer_skipped_is_refused() -> None:
 def test_a_field_of_another_method_is_refused() -> None:
     with pytest.raises(ValueError, match="calibration_samples"):
         spec(method="dynamic", calibration_samples=3)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"method": "weights"},
+        {"method": "auto"},
+        {"scheme": "fp16"},
+        {"scheme": "bf16"},
+        {"scheme": "fp8"},
+        {"scheme": "fp8", "format": "e5m2"},
+    ],
+)
+def test_storage_and_auto_need_no_data(fields: dict[str, Any]) -> None:
+    asked = spec(**fields)
+    assert check(asked, network("GRU", "Conv2d"), None) == []
+    assert Spec.model_validate_json(asked.model_dump_json()) == asked
+
+
+@pytest.mark.parametrize("fields", [{"scheme": "fp16", "method": "ptq"}, {"scheme": "bf16", "format": "e4m3"}])
+def test_a_field_of_another_scheme_is_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="Extra inputs"):
+        spec(**fields)

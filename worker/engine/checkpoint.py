@@ -22,6 +22,7 @@ from worker.engine.prune.step import replay as replay_prune
 from worker.engine.quantize.dynamic.step import replay as replay_dynamic
 from worker.engine.quantize.qat.step import TRAINING, replay_training
 from worker.engine.quantize.step import replay as replay_quantize
+from worker.engine.quantize.stored.step import replay as replay_stored
 from worker.engine.run import Run
 from worker.engine.sparsify.step import replay as replay_sparsify
 from worker.engine.subject import BESIDE, Record, StepState, Subject
@@ -36,6 +37,7 @@ REPLAY = {
     "quantize": replay_quantize,
     TRAINING: replay_training,
     "quantize dynamic": replay_dynamic,
+    "quantize stored": replay_stored,
     "quantize int4": replay_low_bit,
     "quantize ternary": replay_low_bit,
     "quantize binary": replay_low_bit,

@@ -25,6 +25,8 @@ from worker.engine.export.onnx import export_onnx
 from worker.engine.export.packed import export_packed
 from worker.engine.export.pt2 import export_pt2
 from worker.engine.graph.cost import parameters
+from worker.engine.graph.stored import stored_network
+from worker.engine.measure.census import take_census, what_is_left_over
 from worker.engine.measure.contents import layers_of
 from worker.engine.measure.files import FileFigures, measure_pair, score_pair
 from worker.engine.measure.layers import layer_reports
@@ -173,14 +175,20 @@ def _verify(subject: Subject, run: Run, path: Path) -> Verification:
     inputs = _samples(subject, run, _VERIFY_SAMPLES)
     network = subject.network()
     expected = forward_of(network)(inputs)
-    return verify(
+    proved = verify(
         path,
         inputs,
         expected,
         run.folder,
         integer=subject.quantization is not None,
-        unpacks_to=network if path.suffix == ".safetensors" else None,
+        unpacks_to=stored_network(network, subject.stored) if path.suffix == ".safetensors" else None,
     )
+    if path.suffix != ".onnx" or (subject.quantization is None and not subject.stored):
+        return proved
+    census = take_census(path, run.folder)
+    if (leftover := what_is_left_over(census, path.name)) is not None:
+        run.warn("integers_unpacked_each_call", leftover)
+    return proved.model_copy(update={"census": census})
 
 
 def _measure(

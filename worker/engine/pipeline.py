@@ -19,11 +19,14 @@ from models.report import Measurement, StepReport
 from models.rules import check, resolve
 from models.sensitivity_rules import changes_nothing
 from models.spec import (
+    AutoStep,
     BinaryStep,
     CodebookStep,
     DynamicStep,
     FactorizeStep,
     FinetuneStep,
+    FloatStep,
+    Fp8Step,
     Int4Step,
     LowBitStep,
     PruneStep,
@@ -32,6 +35,7 @@ from models.spec import (
     SensitivityStep,
     SparsifyStep,
     Step,
+    StoredStep,
     TernaryStep,
 )
 from models.statuses import Phase
@@ -48,9 +52,11 @@ from worker.engine.interrupts import Interrupts
 from worker.engine.lowbit.step import run as low_bit
 from worker.engine.measure.metrics import at_chance
 from worker.engine.prune.step import run as prune
+from worker.engine.quantize.auto.step import run as quantize_auto
 from worker.engine.quantize.dynamic.step import run as quantize_dynamic
 from worker.engine.quantize.qat.step import run as quantize_aware
 from worker.engine.quantize.step import run as quantize
+from worker.engine.quantize.stored.step import run as quantize_stored
 from worker.engine.run import Run
 from worker.engine.sensitivity.step import run as sensitivity
 from worker.engine.sparsify.step import run as sparsify
@@ -65,11 +71,15 @@ STEPS: dict[type, Callable[[Subject, Any, Run], dict[str, Any]]] = {
     FinetuneStep: finetune,
     QuantizeStep: quantize,
     QatStep: quantize_aware,
+    AutoStep: quantize_auto,
     DynamicStep: quantize_dynamic,
     Int4Step: low_bit,
     TernaryStep: low_bit,
     BinaryStep: low_bit,
     CodebookStep: low_bit,
+    StoredStep: quantize_stored,
+    FloatStep: quantize_stored,
+    Fp8Step: quantize_stored,
     SensitivityStep: sensitivity,
 }
 """The code of each step of `models/spec.py`."""

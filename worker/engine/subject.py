@@ -13,6 +13,7 @@ from torch import Tensor, fx
 from models.inspection import TensorInfo
 from worker.engine.graph.coded import Coded
 from worker.engine.graph.integer import Quantization, integer_network
+from worker.engine.graph.stored import Stored
 
 BESIDE = "learnt_beside"
 """A submodule that a network has while it is trained: parameters that learn with it and are no part of it."""
@@ -49,6 +50,8 @@ class Subject:
     grid) are integers, and how.
     `coded` are the weights that files hold as codes, by the name of a parameter of `graph`, whose values are exactly
     what they say; `coded_sqnr_db` is the noise that this adds to the output of each such layer, where it was measured.
+    `stored` are the weights that files hold in fewer bytes, by the name of a parameter of `graph`, whose values are
+    exactly what they say.
     `masks` are the weights that stay zero: by the name of a parameter of `graph` a bool tensor of its shape, true where
     it may be anything. Whatever changes weights leaves the others zero; whatever changes shapes changes the masks too.
     """
@@ -61,6 +64,8 @@ class Subject:
     quantization: Quantization | None = None
     coded: dict[str, Coded] = field(default_factory=dict)
     coded_sqnr_db: dict[str, float] = field(default_factory=dict)
+    stored: dict[str, Stored] = field(default_factory=dict)
+    stored_sqnr_db: dict[str, float] = field(default_factory=dict)
     masks: dict[str, Tensor] = field(default_factory=dict)
     renames: dict[str, str] = field(default_factory=dict)
 

@@ -17,6 +17,8 @@ import torch
 from onnx import numpy_helper
 from onnxscript import ir, opset18
 from onnxscript.function_libs.torch_lib.ops.core import aten_mean_dim
+from onnxscript.optimizer import optimize_ir
+from onnxscript.rewriter.onnx_fusions import fuse
 from torch import Tensor, fx, nn
 
 from models.errors import Code, Failure
@@ -27,6 +29,7 @@ from worker.engine.export.onnx_dynamic import dynamic_linear, dynamic_lstm
 from worker.engine.graph.dynamic import DYNAMIC_LINEAR, DYNAMIC_LSTM
 from worker.engine.graph.integer import DEQUANTIZE, ROUND_TRIP
 from worker.engine.graph.shapes import record_shapes
+from worker.engine.graph.stored import stored_network
 from worker.engine.subject import Subject
 
 
@@ -46,13 +49,15 @@ def export_onnx(graph: fx.GraphModule, subject: Subject, path: Path) -> None:
             where=projected[0],
         )
     inputs = subject.example_inputs()
-    graph, coded = with_placeholders(graph.to("cpu").eval(), subject.coded)
+    stored = subject.stored if graph is not subject.original else {}
+    graph, coded = with_placeholders(stored_network(graph.to("cpu").eval(), stored), subject.coded)
     with _quiet():
         try:
             program = torch.onnx.export(
                 _with_attention_in_order(graph, inputs),
                 inputs,
                 dynamo=True,
+                optimize=not stored,
                 verbose=False,
                 input_names=[info.name for info in subject.inputs],
                 output_names=[info.name for info in subject.outputs],
@@ -75,12 +80,27 @@ def export_onnx(graph: fx.GraphModule, subject: Subject, path: Path) -> None:
             ) from error
     if program is None:
         raise Failure(Code.INTERNAL, "the ONNX exporter returned nothing", where=path.name)
+    if stored:
+        _optimize_around_stored(program.model)
     model = ir.serde.serialize_model(program.model)
     _strip(model)
     _name_batch(model.graph)
     _keep_zeros_before_maximum(model.graph)
     store_codes(model, coded)
     save(model, path)
+
+
+def _optimize_around_stored(model: ir.Model) -> None:
+    """As the exporter does it, but for what makes weights from stored numbers: folded, those would be large again."""
+    sizes = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.INT8, ir.DataType.UINT8}
+
+    def should_fold(node: ir.Node) -> bool | None:
+        value = node.inputs[0] if node.op_type == "Cast" else None
+        return False if value is not None and value.is_initializer() and value.dtype in sizes else None
+
+    with _quiet():
+        optimize_ir(model, should_fold=should_fold)
+        fuse(model)
 
 
 def _with_attention_in_order(graph: fx.GraphModule, inputs: tuple[Tensor, ...]) -> fx.GraphModule:

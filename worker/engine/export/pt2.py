@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 from worker.engine.export.dynamic import dynamic_shapes
 from worker.engine.graph.coded import coded_network
 from worker.engine.graph.integer import in_plain_aten
+from worker.engine.graph.stored import stored_network
 from worker.engine.subject import Subject
 
 _TRACES = ("custom", "from_node", "nn_module_stack", "source_fn_stack", "stack_trace", "torch_fn")
@@ -24,7 +25,8 @@ def export_pt2(graph: fx.GraphModule, subject: Subject, path: Path) -> None:
     An integer network holds int8 weights and computes in floating point on rounded values: a file to hand on, not a
     fast one. Weights of few bits are made from their bytes at every call: a small file, and small in memory.
     """
-    plain = coded_network(in_plain_aten(graph.to("cpu").eval()), subject.coded)
+    held = stored_network(graph.to("cpu").eval(), subject.stored if graph is not subject.original else {})
+    plain = coded_network(in_plain_aten(held), subject.coded)
     with torch.no_grad():
         program = torch.export.export(plain, subject.example_inputs(), dynamic_shapes=dynamic_shapes(subject))
     for module in program.graph_module.modules():

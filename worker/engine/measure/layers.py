@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from models.report import LayerReport
 from worker.engine.graph.coded import Coded
+from worker.engine.graph.stored import Stored
 from worker.engine.subject import Subject
 
 _OUTPUTS: tuple[tuple[type[nn.Module], str], ...] = (
@@ -30,7 +31,9 @@ def layer_reports(subject: Subject) -> list[LayerReport]:
     """
     before = _layers(subject.original)
     quantization = subject.quantization
-    coded = {id(subject.graph.get_parameter(name)): each for name, each in subject.coded.items()}
+    by_name: dict[str, Coded | Stored] = {**subject.coded, **subject.stored}
+    held = {id(subject.graph.get_parameter(name)): each for name, each in by_name.items()}
+    noise = subject.coded_sqnr_db | subject.stored_sqnr_db
     rows: list[LayerReport] = []
     for name, layer in _layers(subject.graph).items():
         integer = quantization is not None and name in quantization.layers
@@ -43,21 +46,19 @@ def layer_reports(subject: Subject) -> list[LayerReport]:
                 kind=type(layer).__name__,
                 channels_before=_channels(before.get(name)),
                 channels_after=_channels(layer),
-                bits=8 if integer else _bits(coded.get(id(weights[0])), weights[0]),
-                sqnr_db=quantization.sqnr_db.get(name)
-                if quantization is not None and integer
-                else subject.coded_sqnr_db.get(name),
+                bits=8 if integer else _bits(held.get(id(weights[0])), weights[0]),
+                sqnr_db=(quantization.sqnr_db if quantization is not None and integer else noise).get(name),
                 sparsity=zeros / total if total else 0.0,
             )
         )
     return rows
 
 
-def _bits(coded: Coded | None, weight: Tensor) -> float:
+def _bits(held: Coded | Stored | None, weight: Tensor) -> float:
     """Of a weight, with its part of what its tables take."""
-    if coded is None:
+    if held is None:
         return 8 * weight.element_size()
-    return round(8 * coded.stored_bytes() / weight.numel(), 3)
+    return held.bits if isinstance(held, Stored) else round(8 * held.stored_bytes() / weight.numel(), 3)
 
 
 def _layers(graph: nn.Module) -> dict[str, nn.Module]:

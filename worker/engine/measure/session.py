@@ -234,20 +234,37 @@ def _digests(path: str, threads: int) -> dict[str, str]:
 
 
 def _census(path: str, threads: int, optimized: str) -> dict[str, Any]:
-    """What ONNX Runtime made of the file: node counts, and who computes in float on stored integers."""
+    """What ONNX Runtime made of the file: node counts, who computes with stored floats, and who computes in float on
+    stored integers."""
     import onnx
 
     _open_onnx(path, threads, optimized)
     graph = onnx.load_model(optimized).graph
-    stored = {tensor.name for tensor in graph.initializer}
-    unpacked = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear" and node.input[0] in stored}
-    compute = ("Conv", "Gemm", "MatMul", "FusedConv", "FusedGemm", "FusedMatMul")
-    float_on_integers = [
-        node.name or node.output[0]
-        for node in graph.node
-        if node.op_type in compute and len(node.input) > 1 and node.input[1] in unpacked
-    ]
-    return {"operators": dict(Counter(node.op_type for node in graph.node)), "float_on_integers": float_on_integers}
+    types = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    unpacked = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear" and node.input[0] in types}
+    compute = [node for node in graph.node if node.op_type in _WEIGHTED and len(node.input) > 1]
+    stored_floats = [node for node in compute if types.get(node.input[1]) == onnx.TensorProto.FLOAT]
+    float_on_integers = [node.name or node.output[0] for node in compute if node.input[1] in unpacked]
+    return {
+        "operators": dict(Counter(node.op_type for node in graph.node)),
+        "float_operators": dict(Counter(node.op_type for node in stored_floats)),
+        "float_on_integers": float_on_integers,
+    }
+
+
+_WEIGHTED = (
+    "Conv",
+    "ConvTranspose",
+    "FusedConv",
+    "FusedGemm",
+    "FusedMatMul",
+    "GRU",
+    "Gemm",
+    "LSTM",
+    "MatMul",
+    "RNN",
+)
+"""Operators whose second input is a weight."""
 
 
 _ACTIONS: dict[str, Callable[..., Any]] = {

@@ -152,6 +152,12 @@ def place(graph: fx.GraphModule, skip: Sequence[str] = ()) -> Placement:
     )
 
 
+def weighted_layers(graph: fx.GraphModule) -> list[str]:
+    """The layers with a weight that is quantized or could be, in the order of their first calls."""
+    calls = dict.fromkeys(str(node.target) for node in graph.graph.nodes if node.op == "call_module")
+    return [name for name in calls if isinstance(graph.get_submodule(name), WEIGHTED)]
+
+
 def _kept_float(graph: fx.GraphModule, skip: Sequence[str]) -> dict[str, str]:
     """Every layer with a weight that stays float, and why."""
     reasons: dict[str, str] = {}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -20,7 +21,7 @@ from models.statuses import Phase
 from worker.engine.graph.integer import Quantization, integer_network, weight_grid
 from worker.engine.quantize.fold import fold
 from worker.engine.quantize.observe import layer_sqnr_db
-from worker.engine.quantize.placement import WEIGHTED, shares_weight
+from worker.engine.quantize.placement import shares_weight, weighted_layers
 from worker.engine.run import Run
 from worker.engine.subject import Record, Subject
 
@@ -34,50 +35,54 @@ def run(subject: Subject, step: DynamicStep, run: Run) -> dict[str, Any]:
     Raises `Failure(UNSUPPORTED_OP)` when the network cannot be folded or nothing in it can be 8-bit.
     """
     run.phase(Phase.QUANTIZING)
-    graph = fold(subject.graph.to("cpu"), subject.example_inputs())
-    kept_float = _kept_float(graph, [choice.match for choice in step.layers])
-    exact = copy.deepcopy(graph)
-    scales = {name: scale for layer in _layers(graph, kept_float) for name, scale in _grids(graph, layer).items()}
-    if not scales:
+    exact = fold(subject.graph.to("cpu"), subject.example_inputs())
+    kept_float = why_not_dynamic(exact, [choice.match for choice in step.layers])
+    layers = [name for name in weighted_layers(exact) if name not in kept_float]
+    if not layers:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in list(kept_float.items())[:5])
         raise Failure(Code.UNSUPPORTED_OP, f"no layer can be made 8-bit ({reasons or 'no linear layer or LSTM'})")
-    _round(graph, scales)
-    quantization = Quantization({}, {}, kept_float, {}, scales)
-    noise: dict[str, float] = {}
-    if run.data is not None:
-        inputs = run.data.val.sample(_SQNR_SAMPLES, run.spec.seed).inputs
-        noise = layer_sqnr_db(exact, integer_network(graph, quantization), inputs)
-    subject.graph = graph
-    subject.quantization = Quantization({}, {}, kept_float, noise, scales)
-    subject.records.append(_record(subject.quantization))
+    subject.graph = copy.deepcopy(exact)
+    quantization = make_dynamic(subject, layers, kept_float, exact, run)
     return {
         "scheme": step.scheme,
         "method": step.method,
-        "int8_layers": len({name.rpartition(".")[0] for name in scales}),
+        "int8_layers": len(layers),
         "kept_float": kept_float,
-        "lowest_sqnr_db": min(noise.values(), default=None),
-        "sqnr_db": noise,
+        "lowest_sqnr_db": min(quantization.sqnr_db.values(), default=None),
+        "sqnr_db": dict(quantization.sqnr_db),
     }
+
+
+def make_dynamic(
+    subject: Subject, layers: Sequence[str], kept_float: Mapping[str, str], exact: fx.GraphModule, run: Run
+) -> Quantization:
+    """Let `layers` of the folded `subject.graph` range their inputs at run time, beside what is quantized already.
+    `exact` is the float network, for the noise of all 8-bit layers, which is measured where there is data."""
+    scales = {name: scale for layer in layers for name, scale in _grids(subject.graph, layer).items()}
+    before = subject.quantization or Quantization({}, {}, {}, {})
+    _round(subject.graph, scales)
+    found = replace(before, kept_float=kept_float, dynamic_scales=scales)
+    if run.data is not None:
+        inputs = run.data.val.sample(_SQNR_SAMPLES, run.spec.seed).inputs
+        found = replace(found, sqnr_db=layer_sqnr_db(exact, integer_network(subject.graph, found), inputs))
+    subject.quantization = found
+    subject.records.append(_record(found))
+    return found
 
 
 def replay(subject: Subject, record: Record) -> None:
     """Quantize `subject` as `record` says."""
-    graph = fold(subject.graph, subject.example_inputs())
+    subject.graph = fold(subject.graph, subject.example_inputs())
     scales = dict(record.tensors)
-    _round(graph, scales)
-    subject.graph = graph
-    subject.quantization = Quantization({}, {}, record.data["kept_float"], record.data["sqnr_db"], scales)
+    _round(subject.graph, scales)
+    before = subject.quantization or Quantization({}, {}, {}, {})
+    subject.quantization = replace(before, **record.data, dynamic_scales=scales)
 
 
 def _record(quantization: Quantization) -> Record:
     """The scales are kept: weights already on the grid must be read with the same one."""
     data = {"kept_float": dict(quantization.kept_float), "sqnr_db": dict(quantization.sqnr_db)}
     return Record("quantize dynamic", data, quantization.dynamic_scales)
-
-
-def _layers(graph: fx.GraphModule, kept_float: Mapping[str, str]) -> list[str]:
-    calls = dict.fromkeys(str(node.target) for node in graph.graph.nodes if node.op == "call_module")
-    return [name for name in calls if isinstance(graph.get_submodule(name), WEIGHTED) and name not in kept_float]
 
 
 def _grids(graph: fx.GraphModule, layer: str) -> dict[str, Tensor]:
@@ -97,21 +102,16 @@ def _round(graph: fx.GraphModule, scales: Mapping[str, Tensor]) -> None:
             weight.copy_(torch.round(weight / scale[:, None]).clamp(-127, 127) * scale[:, None])
 
 
-def _kept_float(graph: fx.GraphModule, skip: Sequence[str]) -> dict[str, str]:
-    """Every layer with a weight that stays float, and why."""
+def why_not_dynamic(graph: fx.GraphModule, skip: Sequence[str]) -> dict[str, str]:
+    """Every layer with a weight that cannot range its inputs at run time, or is skipped, and why."""
     reasons: dict[str, str] = {}
-    for node in graph.graph.nodes:
-        if node.op != "call_module" or node.target in reasons:
-            continue
-        layer = graph.get_submodule(node.target)
-        if not isinstance(layer, WEIGHTED):
-            continue
-        if any(fnmatchcase(node.target, pattern) for pattern in skip):
-            reasons[node.target] = "skipped by `layers`"
-        elif (reason := _why_float(layer)) is not None:
-            reasons[node.target] = reason
-        elif shares_weight(graph, node.target):
-            reasons[node.target] = "its weight is shared with another layer"
+    for name in weighted_layers(graph):
+        if any(fnmatchcase(name, pattern) for pattern in skip):
+            reasons[name] = "skipped by `layers`"
+        elif (reason := _why_float(graph.get_submodule(name))) is not None:
+            reasons[name] = reason
+        elif shares_weight(graph, name):
+            reasons[name] = "its weight is shared with another layer"
     return reasons
 
 

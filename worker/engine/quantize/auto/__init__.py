@@ -1,0 +1,1 @@
+"""8-bit integers by region: what suits each layer."""

@@ -1,0 +1,1 @@
+"""Weights in fewer bytes, computed with in single precision."""
