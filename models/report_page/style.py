@@ -35,6 +35,7 @@ th[scope=row],.left{text-align:left}
 tbody th{font-weight:400;min-width:8rem;overflow-wrap:anywhere}
 td{white-space:nowrap}
 td.wrap{white-space:normal;text-align:left;min-width:9rem}
+td.wrap.soft{text-align:right}
 td.draw{width:24%;min-width:6rem}
 small{color:var(--soft);display:block}
 .grid2{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,24rem),1fr));gap:.5rem 2rem}

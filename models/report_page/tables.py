@@ -139,6 +139,8 @@ def change(before: float | None, after: float | None) -> str:
         return ""
     if before == after:
         return "the same"
+    if max(before, after) < min(before, after) * 1.005:
+        return "nearly the same"
     return f"{times(before, after)} less" if after < before else f"{times(after, before)} more"
 
 

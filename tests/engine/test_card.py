@@ -56,7 +56,7 @@ def test_a_network_in_an_archive_says_to_unpack_it() -> None:
 def test_names_stay_text() -> None:
     hostile = "# <img src=x> [a](javascript:b)\n\n```\n| ` |"
     text = card(hostile, (TensorInfo(name=hostile, dtype="float32", shape=[None]),))
-    assert text.startswith("# \\# \\<img src=x\\> \\[a\\]\\(javascript:b\\) \\`\\`\\` \\| \\` \\|\n")
+    assert text.startswith("# \\# \\<img src=x\\> \\[a\\](javascript:b) \\`\\`\\` \\| \\` \\|\n")
     fences = [line for line in text.splitlines() if line.startswith("```")]
     assert fences == ["```python", "```"]
 

@@ -12,7 +12,7 @@ from models.report_page.words import missing, plain_headline, plural
 from models.report_page.words import words as spaced
 from models.spec import Spec
 
-_SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#+!|~-])")
+_SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~-])")
 
 
 def model_card(report: Report, spec: Spec, inputs: Sequence[TensorInfo], outputs: Sequence[TensorInfo]) -> str:
