@@ -54,6 +54,8 @@ def choose(
 
     Raises Failure(NOT_TRAINABLE) where the network does not run in what is asked for.
     """
+    if asked == Speed():
+        return Chosen(USUAL)
     device = device_of(network)
     candidates = _candidates(asked, device, images=any(value.dim() == 4 for value in samples.sample(1, 0).inputs))
     batch = samples.sample(plan.batch_size, plan.seed).to(device)
@@ -74,7 +76,7 @@ def choose(
                 taken = _step_seconds(network, batch, samples, loss_of, replace(plan, numerics=numerics), masks)
             except RuntimeError as error:  # A view that only one layout has, a kernel that a precision lacks.
                 if place == 0:
-                    raise
+                    raise _not_running(numerics, error) from error
                 reasons[place] = str(error).splitlines()[0]
             else:
                 seconds[place] += [taken] if number else []
@@ -96,18 +98,20 @@ def choose(
 def _require_running(
     network: nn.Module, batch: Batch, samples: Split, loss_of: Callable[[Batch], Tensor], plan: Plan, masks: Masks
 ) -> None:
-    if plan.numerics == USUAL:
-        return
     before = copy_weights(network)
     try:
         _step_seconds(network, batch, samples, loss_of, plan, masks)
     except RuntimeError as error:
-        message = (
-            f"The network cannot be trained with {plan.numerics}: {str(error).splitlines()[0]} Ask for less in `speed`."
-        )
-        raise Failure(Code.NOT_TRAINABLE, message) from error
+        raise _not_running(plan.numerics, error) from error
     finally:
         load_weights(network, before)
+
+
+def _not_running(numerics: Numerics, error: RuntimeError) -> Failure:
+    why = str(error).splitlines()[0]
+    return Failure(
+        Code.NOT_TRAINABLE, f"The network cannot be trained with {numerics} ({why}): ask for less in `speed`."
+    )
 
 
 def _candidates(asked: Speed, device: torch.device, *, images: bool) -> Sequence[Numerics]:
