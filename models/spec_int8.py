@@ -35,6 +35,16 @@ class LayerInt8(Strict):
         return self
 
 
+class Floor(Strict):
+    """How far 8 bits may let the metric that decides (agreement without labels) fall on the validation data, from what
+    it was before the step. Where it falls further the layers that add most noise stay in floating point."""
+
+    max_metric_drop: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
+    samples: Annotated[int, Field(ge=1, le=1_000_000)] | None = Field(
+        default=None, description="Validation samples to measure on; all by default."
+    )
+
+
 class Int8Choices(Strict):
     """What every way of making static 8-bit integers has in common."""
 
@@ -63,6 +73,9 @@ class Int8Choices(Strict):
     bias_correction: bool = Field(
         default=False,
         description="Take from each bias what rounding adds to its channel on average (Nagel et al., 2019).",
+    )
+    floor: Floor | None = Field(
+        default=None, description="Keep layers in floating point until no more than this is lost; before any training."
     )
     layers: Annotated[list[LayerInt8], Field(max_length=1000)] = Field(default=[])
 

@@ -76,7 +76,9 @@ def calibrate(
 
     Raises `Failure(DATASET_BAD)` when a value is not finite on a sample.
     """
-    values = frozenset(placement.sources.values())
+    values = set(placement.sources.values())
+    if step.floor is not None:  # With fewer 8-bit layers what one reads may not be part of a chain any more.
+        values.update(value for layer in placement.layers for value in values_read(graph, layer))
     passes = 1 if _is_minmax(step) else 2
     observed = observe_ranges(graph, values, samples.calibration_batches(run, 0.0, 1 / passes))
     histograms: dict[str, Histogram] = {}
@@ -91,7 +93,7 @@ def calibrate(
 
     if step.ranges != "auto":
         return Calibration(ranges_by(step.ranges), step.ranges, None)
-    noise = _noise_of(graph, placement, step, samples.held_out, run.device)
+    noise = noise_of(graph, placement, step, samples.held_out, run.device)
     candidates = {method: ranges_by(method) for method in _METHODS}
     tried = {method: noise(ranges) for method, ranges in candidates.items()}
     best = max(_METHODS, key=lambda method: tried[method])
@@ -126,7 +128,7 @@ def _range(
     )
 
 
-def _noise_of(
+def noise_of(
     graph: fx.GraphModule, placement: Placement, step: Int8Choices, samples: Split, device: torch.device
 ) -> Callable[[Mapping[str, Range]], float]:
     """The SQNR in dB of the network's outputs on `samples`, by the ranges; with several outputs, of the worst."""

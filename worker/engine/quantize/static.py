@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import glob
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from worker.engine.graph.integer import Quantization, integer_network
 from worker.engine.quantize.bias import correct_biases
 from worker.engine.quantize.calibrate import Samples, calibrate
 from worker.engine.quantize.equalize import equalize
+from worker.engine.quantize.floor import keep_floor
 from worker.engine.quantize.fold import fold
 from worker.engine.quantize.grids import activations_of, put_on_grid, scales_of, weight_and_bias
 from worker.engine.quantize.observe import Range, layer_sqnr_db, ranges_as_tensor
@@ -30,6 +31,8 @@ from worker.engine.run import Run
 from worker.engine.subject import Record, Subject
 
 RECORD = "quantize"
+_CHOSEN = ("skipped by", "kept by")
+"""How the reasons of layers begin that could be 8-bit and are not."""
 _SQNR_SAMPLES = 8
 """Every layer's output of so many samples is in memory at once."""
 
@@ -59,7 +62,13 @@ class Plan:
         grid must be read with the same one."""
         return Record(
             step=name,
-            data={"equalize": equalized, "skip": self.skipped, "values": list(self.ranges), **data},
+            data={
+                "equalize": equalized,
+                "skip": self.skipped,
+                "values": list(self.ranges),
+                "kept_float": dict(self.placement.kept_float),
+                **data,
+            },
             tensors={"ranges": ranges_as_tensor(self.ranges)}
             | {f"scale.{layer}": scale for layer, scale in self.scales.items()}
             | {f"bias.{layer}": bias for layer, bias in self.biases.items()},
@@ -85,6 +94,10 @@ def prepare(subject: Subject, step: Int8Choices, run: Run) -> Plan:
             Code.UNSUPPORTED_OP, f"no layer can be made 8-bit ({reasons or 'no convolution or linear layer'})"
         )
     calibration = calibrate(graph, placement, step, samples, run)
+    floor: dict[str, Any] | None = None
+    if step.floor is not None:
+        placement, floor = keep_floor(subject, graph, skipped, step, calibration.ranges, run)
+        skipped = [glob.escape(name) for name, reason in placement.kept_float.items() if reason.startswith(_CHOSEN)]
     activations = activations_of(placement, calibration.ranges)
     scales = scales_of(graph, placement, activations, step)
     biases: dict[str, Tensor] = {}
@@ -99,6 +112,7 @@ def prepare(subject: Subject, step: Int8Choices, run: Run) -> Plan:
         "ranges_sqnr_db": calibration.tried,
         "equalized": [[pair.first, pair.second] for pair in pairs],
         "biases_corrected": len(biases),
+        "floor": floor,
         "int8_layers": len(placement.layers),
         "kept_float": dict(placement.kept_float),
     }
@@ -124,7 +138,7 @@ def replayed(subject: Subject, record: Record) -> Plan:
     graph = fold(subject.graph, subject.example_inputs())
     if record.data["equalize"]:
         equalize(graph)
-    placement = place(graph, record.data["skip"])
+    placement = replace(place(graph, record.data["skip"]), kept_float=record.data["kept_float"])
     bounds = [(float(low), float(high)) for low, high in record.tensors["ranges"]]
     ranges = dict(zip(record.data["values"], bounds, strict=True))
     scales = {name: record.tensors[f"scale.{name}"] for name in placement.layers}

@@ -6,6 +6,7 @@ is the network as it was quantized without training, so what is left is the bett
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import fx
@@ -70,7 +71,8 @@ def _plan(subject: Subject, record: Record) -> Plan:
     graph, ranges, scales = without_fakes(subject.graph)
     skipped = record.data["skip"]
     ordered = {name: ranges[name] for name in record.data["values"] if name in ranges}
-    return Plan(graph, skipped, place(graph, skipped), ordered, scales, {}, record.data["details"])
+    placement = replace(place(graph, skipped), kept_float=record.data["kept_float"])
+    return Plan(graph, skipped, placement, ordered, scales, {}, record.data["details"])
 
 
 def _as_finetuning(step: QatStep) -> FinetuneStep:
