@@ -21,6 +21,7 @@ from bench.criteria import criteria
 from bench.job import starts, whole_jobs
 from bench.networks import networks
 from bench.row import Row
+from bench.sizes import sizes
 from bench.training import training
 from bench.upload import uploads
 from deploy.temporary import temporary_service
@@ -30,7 +31,7 @@ WIDTH = 110
 """Characters, so that no row breaks where the terminal does not say its width."""
 
 
-PARTS = ("service", "training", "criteria", "networks")
+PARTS = ("service", "training", "criteria", "networks", "sizes")
 
 
 def main() -> int:
@@ -51,6 +52,8 @@ def main() -> int:
         criteria(console)
     if "networks" in wanted:
         networks(console, chosen.jobs)
+    if "sizes" in wanted:
+        sizes(console)
     return 0
 
 

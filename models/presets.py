@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
-from models.spec import Amount, FinetuneStep, PruneStep, QuantizeStep, Step
+from models.spec import Amount, FinetuneStep, Int4Step, PruneStep, QuantizeStep, Step
 
 
 class Preset(BaseModel):
@@ -22,6 +22,12 @@ PRESETS: dict[str, Preset] = {
             name="int8",
             description="8-bit integers, no pruning: about 4 times smaller, needs calibration data, no training.",
             steps=[QuantizeStep(step="quantize")],
+        ),
+        Preset(
+            name="tiny-download",
+            description="Integers of 4 bits for weights, after training alone: the download is about 7 times smaller, "
+            "speed and memory stay. No data needed.",
+            steps=[Int4Step(step="quantize", scheme="int4")],
         ),
         Preset(
             name="half",
