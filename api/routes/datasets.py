@@ -35,7 +35,8 @@ async def create_dataset(
     upload: FromUpload = None,
     digest: ReprDigest = None,
 ) -> DatasetView:
-    """Upload a data set: the raw body is the file. Its format is told by its bytes. It is inspected next."""
+    """Upload a data set: the raw body is the file. Its format is told by its bytes (`/capabilities` lists them). It is
+    inspected next."""
     limit = service.settings.max_dataset_bytes
     if upload is not None:
         row = await completed.use(service, request, Dataset, caller.tenant, upload, name, limit)

@@ -9,9 +9,12 @@ from pathlib import Path
 
 from models.inspection import TensorInfo
 from models.spec import Data
+from worker.engine.data import hdf5, parquet
 from worker.engine.data.dataset import open_dataset
 from worker.engine.data.inspect import inspect_dataset
 
+LOADED = (hdf5, parquet)
+"""Before memory is limited: the libraries start threads of their own."""
 MORE_BYTES = 120 << 20
 """What the process may allocate beside what it has after its imports."""
 

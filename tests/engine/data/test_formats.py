@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from models.data_rules import check_data
 from models.errors import Code, Failure
-from models.inspection import TensorInfo
+from models.inspection import NetworkInspection, TensorInfo
 from models.spec import Data
 from tests.engine.data.forms import ARRAY_FORMS, Array, write_safetensors
 from worker.engine.data.dataset import Dataset, open_dataset
@@ -93,6 +94,30 @@ def test_no_sample_of_the_evaluation_is_trained_on(tmp_path: Path, form: str, pa
     assert sorted(value for values in seen.values() for value in values) == x[:, 0].tolist()
     if parts is not None:
         assert seen["train"] == set(x[parts == "train", 0].tolist())
+
+
+def network(*inputs: TensorInfo) -> NetworkInspection:
+    """As much of one as data is checked against."""
+    outputs = [TensorInfo(name="logits", dtype="float32", shape=[None, 4])]
+    return NetworkInspection(
+        format="pt2", inputs=list(inputs), outputs=outputs, parameters=1, macs=1, layers=[], groups=[]
+    )
+
+
+@every_form
+def test_what_was_found_at_the_upload_decides_before_anything_is_queued(tmp_path: Path, form: str) -> None:
+    inspection = inspect_dataset(written(form, tmp_path, x=X[:, :3], y=Y))
+    data = Data(dataset="d")
+    assert check_data(data, network(FLAT.model_copy(update={"shape": [None, 3]})), inspection) == []
+    [problem] = check_data(data, network(FLAT), inspection)
+    assert problem.pointer == "/data/dataset"
+    assert "input 'features' float32 [N, 4], array 'x' float32 [N, 3] <- differs" in problem.message
+    [problem] = check_data(data, network(FLAT, TOKENS), inspection)
+    assert "takes 'features' float32 [N, 4], 'tokens' int64 [N, 6]; the data has 'x' float32 [N, 3]" in problem.message
+    [problem] = check_data(
+        Data(dataset="d", task="regression"), network(FLAT.model_copy(update={"shape": [None, 3]})), inspection
+    )
+    assert "shape ['N']" in problem.message
 
 
 WRONG: dict[str, tuple[dict[str, Array], Code, str]] = {

@@ -10,8 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
+from models.data_rules import check_data
 from models.errors import Code, Failure
-from models.inspection import TensorInfo
+from models.inspection import NetworkInspection, TensorInfo
 from models.spec import Data, Task, Transform
 from tests.engine.data.forms import IMAGE_FORMS, picture
 from worker.engine.data.dataset import Dataset, open_dataset
@@ -54,6 +55,17 @@ def test_images_without_labels_are_enough_to_distil(tmp_path: Path, form: str) -
         set(part.sample(99, 0).inputs[0][:, 0, 0, 0].tolist()) for part in (dataset.train, dataset.val, dataset.test)
     ]
     assert len(set.union(*seen)) == sum(map(len, seen)) == 20
+
+
+@every_form
+def test_the_size_of_images_decides_before_anything_is_queued(tmp_path: Path, form: str) -> None:
+    images = [picture(value, (24, 12)) for value in range(20)]
+    inspection = inspect_dataset(IMAGE_FORMS[form](tmp_path / "data", images, LABELS))
+    outputs = [TensorInfo(name="logits", dtype="float32", shape=[None, 2])]
+    network = NetworkInspection(format="pt2", inputs=[RGB], outputs=outputs, parameters=1, macs=1, layers=[], groups=[])
+    [problem] = check_data(Data(dataset="d"), network, inspection)
+    assert "The images are 12 x 24 pixels, and the network takes 8 x 8" in problem.message
+    assert check_data(Data(dataset="d", transform=Transform(resize=8, crop=8)), network, inspection) == []
 
 
 @every_form

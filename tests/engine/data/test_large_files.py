@@ -1,4 +1,4 @@
-"""Data several times larger than the memory there is: inspected, split and read to the last sample in every format."""
+"""Data several times larger than the memory there is: inspected, split and read to the last sample."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import save_file
 
@@ -25,7 +23,7 @@ from worker.engine.data.crc32c import crc32c_of_each
 
 ROWS, WIDTH = 128, 1 << 19
 """256 MiB of float32, twice the memory beside the imports."""
-ORDINARY = ("npz", "hdf5", "parquet")
+ORDINARY = ("npz", "hdf5")
 """The others want `MODELPRESS_SWEEPS=full`; most are read the same way as these."""
 
 
@@ -54,14 +52,6 @@ def write_hdf5(path: Path) -> None:
         file.create_dataset("x", (ROWS, WIDTH), np.float32, chunks=(3, WIDTH // 4))[:] = _rows(0, ROWS)
 
 
-def write_parquet(path: Path) -> None:
-    kind = pa.list_(pa.float32(), WIDTH)
-    with pq.ParquetWriter(path, pa.schema([("x", kind)]), compression="none", use_dictionary=False) as writer:
-        for first in range(0, ROWS, 20):
-            values = pa.array(_rows(first, first + 20).reshape(-1))
-            writer.write_table(pa.table({"x": pa.FixedSizeListArray.from_arrays(values, WIDTH)}))
-
-
 def write_tfrecord(path: Path) -> None:
     with path.open("wb") as file:
         for row in range(ROWS):
@@ -87,7 +77,6 @@ WRITERS: dict[str, Callable[[Path], None]] = {
     "npz": write_npz,
     "safetensors": write_safetensors,
     "hdf5": write_hdf5,
-    "parquet": write_parquet,
     "tfrecord": write_tfrecord,
     "webdataset": write_webdataset,
 }

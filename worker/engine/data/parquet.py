@@ -22,8 +22,8 @@ from worker.engine.data.npz import FREE_BYTES, MAX_ARRAYS, MAX_RATIO
 from worker.engine.data.pictures import SlicedPictures
 from worker.engine.data.table import LABEL_NAMES, Column, Table, rows_in
 
-BLOCK_BYTES = 16 << 20
-IMAGE_ROWS = 64
+BLOCK_BYTES = 4 << 20
+IMAGE_ROWS = 16
 MAX_DEPTH = 8
 MAX_METADATA_BYTES = 64 << 20
 Found = tuple[dict[str, Array], SlicedPictures | None, list[str] | None, list[str]]
@@ -47,6 +47,8 @@ def read_parquet(path: Path) -> Found:
             thrift_container_size_limit=1_000_000,
         ) as file:
             return _read(path, file)
+    except MemoryError:
+        raise  # Arrow's own is an ArrowException too, and says nothing about the file
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, OverflowError, UnicodeError) as error:
         raise Failure(
             Code.BAD_ARCHIVE,
