@@ -9,7 +9,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from models.spec import DynamicStep, FactorizeStep, FinetuneStep, PruneStep, QuantizeStep, SensitivityStep, SparsifyStep
+from models.spec import (
+    AutoStep,
+    DynamicStep,
+    FactorizeStep,
+    FinetuneStep,
+    FloatStep,
+    Fp8Step,
+    PruneStep,
+    QatStep,
+    QuantizeStep,
+    SensitivityStep,
+    SparsifyStep,
+    StoredStep,
+)
 from models.spec_lowbit import BinaryStep, CodebookStep, Int4Step, TernaryStep
 from models.spec_types import Strict
 
@@ -41,7 +54,13 @@ EXAMPLES: dict[str, Example] = {
     ),
     "sensitivity": Example(SensitivityStep, {"step": "sensitivity", "amounts": [0.5], "validation_samples": 16}),
     "int8": Example(QuantizeStep, {"step": "quantize", "calibration_samples": 32}),
+    "int8 qat": Example(QatStep, {"step": "quantize", "method": "qat", "calibration_samples": 32, "epochs": 1}),
     "int8 dynamic": Example(DynamicStep, {"step": "quantize", "method": "dynamic"}),
+    "int8 weights": Example(StoredStep, {"step": "quantize", "method": "weights"}),
+    "int8 auto": Example(AutoStep, {"step": "quantize", "method": "auto", "calibration_samples": 32}),
+    "fp16": Example(FloatStep, {"step": "quantize", "scheme": "fp16"}),
+    "bf16": Example(FloatStep, {"step": "quantize", "scheme": "bf16"}),
+    "fp8": Example(Fp8Step, {"step": "quantize", "scheme": "fp8"}),
     "int4": Example(Int4Step, {"step": "quantize", "scheme": "int4", "group_size": 16}),
     "ternary": Example(TernaryStep, {"step": "quantize", "scheme": "ternary", "epochs": 1}),
     "binary": Example(
