@@ -77,7 +77,9 @@ def verify(
 
 
 def _require_same_bits(path: Path, digests: Mapping[str, str], network: nn.Module) -> None:
-    tensors = dict(network.named_parameters(remove_duplicate=False)) | dict(network.named_buffers())
+    tensors = dict(network.named_parameters(remove_duplicate=False)) | dict(
+        network.named_buffers(remove_duplicate=False)
+    )
     for name, digest in digests.items():
         content = tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8) if name in tensors else None
         if content is None or hashlib.sha256(content.numpy().tobytes()).hexdigest() != digest:
