@@ -18,7 +18,7 @@ from worker.engine.graph.integer import activation_grid, integer_network, round_
 from worker.engine.interrupts import Interrupts
 from worker.engine.measure.compare import outputs_of, relative_difference
 from worker.engine.quantize.fake import ROUNDERS, Rounder, with_fakes, without_fakes
-from worker.engine.quantize.fake import _Round as rounding
+from worker.engine.quantize.fake import _round as rounding
 from worker.engine.quantize.grids import put_on_grid
 from worker.engine.quantize.qat.step import TRAINING, run
 from worker.engine.quantize.static import Plan, prepare
@@ -99,7 +99,7 @@ def test_rounding_is_that_of_the_integers_and_its_gradients_those_published() ->
     x = torch.linspace(-9, 9, 181, requires_grad=True)
     scale = torch.tensor(0.03, requires_grad=True)
     damping = 1 / math.sqrt(181 * 255)
-    y = rounding.apply(x, scale, 100, 0, 255, damping)
+    y = rounding(x, scale, 100, 0, 255, damping)
     torch.testing.assert_close(y.detach(), round_trip(x.detach(), 0.03, 100))
     torch.autograd.backward(y.sum())
     steps = x.detach() / scale.detach()

@@ -55,6 +55,9 @@ class _Round(torch.autograd.Function):
         return gradient * inside, to_scale, None, None, None, None
 
 
+_round: Any = _Round.apply
+
+
 class Rounder(nn.Module):
     """Rounds a value to unsigned 8-bit integers and back."""
 
@@ -79,7 +82,7 @@ class Rounder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         damping = 1.0 / math.sqrt(x.numel() / max(1, len(x)) * LARGEST_ACTIVATION)
-        result: Tensor = _Round.apply(x.float(), self.now(), self.zero_point, 0, LARGEST_ACTIVATION, damping)
+        result: Tensor = _round(x.float(), self.now(), self.zero_point, 0, LARGEST_ACTIVATION, damping)
         return result
 
 
@@ -87,8 +90,8 @@ class RoundedLayer(nn.Module):
     """A convolution or linear layer on rounded weights and biases. It owns the very parameters of `layer`, under the
     same names; `rounders` are those of the values that its calls read, in their order."""
 
-    weight: nn.Parameter
-    bias: nn.Parameter | None
+    weight: Tensor
+    bias: Tensor | None
 
     def __init__(
         self, layer: nn.Module, rounders: list[Rounder], scale: Tensor, *, follows: bool, learns: bool
@@ -125,7 +128,7 @@ class RoundedLayer(nn.Module):
         scale = self.scale()
         column = scale.reshape([-1] + [1] * (self.weight.dim() - 1))
         damping = 1.0 / math.sqrt(self.weight[0].numel() * LARGEST_WEIGHT)
-        weight = _Round.apply(self.weight, column, 0, -LARGEST_WEIGHT, LARGEST_WEIGHT, damping)
+        weight = _round(self.weight, column, 0, -LARGEST_WEIGHT, LARGEST_WEIGHT, damping)
         bias = self.bias
         if bias is not None:
             step = (scale.detach().double() * float(self._rounders[call].now().detach())).float()
@@ -135,7 +138,8 @@ class RoundedLayer(nn.Module):
         if isinstance(self.layer, nn.Linear):
             return F.linear(x, weight, bias)
         assert isinstance(self.layer, nn.Conv1d | nn.Conv2d | nn.Conv3d)
-        return self.layer._conv_forward(x, weight, bias)
+        result: Tensor = self.layer._conv_forward(x, weight, bias)
+        return result
 
 
 def with_fakes(
