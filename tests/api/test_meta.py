@@ -149,6 +149,7 @@ def test_openapi_has_every_route_of_the_contract_under_a_plain_name(document: di
         "list_artifacts": "GET /jobs/{job_id}/artifacts",
         "download_artifact": "GET /jobs/{job_id}/artifacts/{name}",
         "get_report": "GET /jobs/{job_id}/report",
+        "download_bundle": "GET /jobs/{job_id}/bundle",
         "list_presets": "GET /presets",
         "get_job_schema": "GET /schema/job",
         "get_capabilities": "GET /capabilities",

@@ -28,7 +28,6 @@ from worker.engine.export.pt2 import export_pt2
 from worker.engine.graph.describe import describe_network
 from worker.engine.graph.lift import lift
 from worker.engine.ingest.read import read_network
-from worker.engine.measure.machine import instruction_set
 from worker.engine.pipeline import STEPS, compress
 
 FULL = os.environ.get("MODELPRESS_SWEEPS") == "full"
@@ -50,7 +49,12 @@ LONG: dict[str, tuple[str, Sequence[str], ExportFormat]] = {
         ("finetune sparse", "prune", "finetune", "sensitivity", "ternary"),
         "safetensors",
     ),
-    "prune, low rank, int8": ("convolutional", ("prune", "factorize", "finetune", "int8"), "pt2"),
+    "learn sparse, prune, distill, train in 8 bits": (
+        "convolutional",
+        ("finetune sparse", "prune", "finetune", "int8 qat"),
+        "onnx",
+    ),
+    "prune, low rank, int8": ("convolutional", ("prune", "factorize", "finetune", "int8"), "onnx"),
     "prune, sparsify, codebook": ("attentive", ("prune", "sparsify", "codebook"), "safetensors"),
     "low rank, prune, dynamic": ("recurrent", ("factorize", "prune", "int8 dynamic"), "onnx"),
 }
@@ -58,10 +62,6 @@ LONG: dict[str, tuple[str, Sequence[str], ExportFormat]] = {
 
 SAMPLE = ("prune, low rank, int8", "prune, sparsify, codebook")
 """Run in every test run; the others, and every pair by itself, in full sweeps only."""
-
-EXACT_INTEGERS = instruction_set() in ("amx_int8", "avx512_vnni", "avx_vnni", "asimddp")
-"""Elsewhere the runtime's sums of two products of 8-bit numbers saturate, and a file whose weights are large is refused
-by its verification, as it should be: such a file is no matter of chains."""
 
 
 def test_the_table_has_every_step_and_every_scheme() -> None:
@@ -164,8 +164,7 @@ def test_long_chains_end_in_files_that_are_the_engines(
     chained: str, files: dict[str, tuple[Path, Path]], tmp_path: Path
 ) -> None:
     network, names, form = LONG[chained]
-    every = ["pt2", "safetensors", *(["onnx"] if EXACT_INTEGERS or "int8" not in names else [])]
-    export = every if FULL else [form]
+    export = ["onnx", "pt2", "safetensors"] if FULL else [form]
     report, events = run(network, chain(*names), files, tmp_path, export=export)
     holds(report, events, names, files[network][0], tmp_path)
 
@@ -176,6 +175,6 @@ def test_long_chains_end_in_files_that_are_the_engines(
 def test_every_legal_pair_ends_in_files_that_are_the_engines(
     pair: tuple[str, str], network: str, files: dict[str, tuple[Path, Path]], tmp_path: Path
 ) -> None:
-    export = ["onnx", "pt2"] if pair[1] == "int8 dynamic" or (pair[1] == "int8" and EXACT_INTEGERS) else ["pt2"]
+    export = ["onnx", "pt2"] if pair[1].startswith("int8") else ["pt2"]
     report, events = run(network, chain(*pair), files, tmp_path, export=export)
     holds(report, events, pair, files[network][0], tmp_path)

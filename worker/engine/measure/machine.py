@@ -7,6 +7,7 @@ import platform
 from functools import cache
 from pathlib import Path
 
+_EXACT = ("amx_int8", "avx512_vnni", "avx_vnni", "asimddp", "asimd")
 _EXTENSIONS = ("amx_int8", "avx512_vnni", "avx_vnni", "avx512f", "avx2", "avx", "sse4_2", "asimddp", "asimd")
 """Widest first. Without one of the first three (or asimddp) 8-bit multiplications are slower and may saturate."""
 
@@ -20,6 +21,11 @@ def instruction_set() -> str:
         return platform.machine()
     flags = {flag for line in lines if line.lower().startswith(("flags", "features")) for flag in line.split()}
     return next((extension for extension in _EXTENSIONS if extension in flags), platform.machine())
+
+
+def signed_products_saturate() -> bool:
+    """Whether runtimes sum products of unsigned and signed 8-bit integers in 16 bits here, and clip them."""
+    return instruction_set() not in _EXACT
 
 
 def load_average() -> float | None:
