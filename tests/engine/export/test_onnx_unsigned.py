@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -13,7 +15,7 @@ from worker.engine.export.onnx_unsigned import make_weights_unsigned
 def _network() -> onnx.ModelProto:
     """x + dequantized weights, and int32 biases that stay as they are."""
     weights = np.arange(-127, 129, dtype=np.int16).clip(-127, 127).astype(np.int8).reshape(64, 4)
-    constants = {
+    constants: dict[str, np.ndarray[Any, np.dtype[Any]]] = {
         "weight": weights,
         "zeros": np.zeros(4, np.int8),
         "scale": np.array([0.5, 0.25, 2.0, 1.0], np.float32),

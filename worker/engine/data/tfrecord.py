@@ -17,11 +17,11 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import numpy as np
 
 from models.checksums import crc32c, masked
 from models.errors import Code, Failure
-from worker.engine.data.crc32c import crc32c_of_each
 from worker.engine.data.npy import Array
 from worker.engine.data.pictures import SlicedPictures, begins_like_an_image
 from worker.engine.data.protobuf import Features, read_example
@@ -112,10 +112,8 @@ def _blocks(content: mmap.mmap, size: int) -> Iterator[list[tuple[int, int]]]:
 
 
 def _check_data(content: bytes, records: list[tuple[int, int]], first: int) -> None:
-    found = crc32c_of_each(
-        np.frombuffer(content, dtype=np.uint8), [start for start, _ in records], [length for _, length in records]
-    )
-    for index, ((start, length), checksum) in enumerate(zip(records, found.tolist(), strict=True)):
+    for index, (start, length) in enumerate(records):
+        checksum = google_crc32c.value(content[start : start + length])
         if masked(checksum) != TAIL.unpack_from(content, start + length)[0]:
             raise _broken(first + index, "does not match its checksum")
 
