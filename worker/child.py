@@ -113,9 +113,12 @@ class Child:
                 os.killpg(self.pid, number)
 
     def _split(self, data: bytes) -> list[bytes]:
-        self._line += data
-        *lines, rest = self._line.split(b"\n")
-        self._line = bytearray(rest)
-        if len(rest) > MAX_LINE_BYTES or any(len(line) > MAX_LINE_BYTES for line in lines):
+        first, *more = data.split(b"\n")
+        self._line += first
+        lines = []
+        if more:
+            lines = [bytes(self._line), *more[:-1]]
+            self._line = bytearray(more[-1])
+        if len(self._line) > MAX_LINE_BYTES or any(len(line) > MAX_LINE_BYTES for line in lines):
             raise LineTooLong
-        return [bytes(line) for line in lines]
+        return lines

@@ -171,8 +171,13 @@ def train(
             plan.augment,
         )
 
+        kept: int | None = None
+
         def after_batch(at: Position) -> None:
-            if state_due():
+            nonlocal kept
+            done = (at.epoch - 1) * steps_per_epoch + at.batches
+            if state_due() and done != kept:
+                kept = done
                 averages = None if average is None else average.values
                 data = {"log": log.as_data(), "scaler": None if scaler is None else scaler.state_dict()}
                 on_state(capture(network, optimizer, at, best, averages, data))
@@ -211,6 +216,7 @@ def _one_epoch(
     batches = on_device(samples.batches(plan.batch_size, generator=order, first=start.batches), device)
     for step, batch in enumerate(batches, start.batches):
         if out_of_time():
+            after_batch(Position(epoch, start.order, step, seen, total))
             return Position(epoch, start.order, step, seen, total, is_end=False)
         if len(batch) == 1 and steps > 1 and plan.batch_size > 1:
             continue  # BatchNorm cannot normalise a single sample; another one is left over in the next epoch.
