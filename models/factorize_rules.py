@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 
 from models.errors import FieldProblem
 from models.factors import fewest_ranks, fixed_ranks, full_ranks, policy_for, saves, way_of, why_not
+from models.globs import unmatched
 from models.inspection import GroupInfo, LayerInfo, NetworkInspection
 from models.spec import FactorizeStep, PruneStep, Spec, Step
 from models.spec_factorize import FactorAmount
@@ -39,10 +40,10 @@ def check_factorize(
         )
         yield FieldProblem(pointer=pointer, message=message)
         return
-    for index, choice in enumerate(step.layers):
-        if not choice.skip and not any(fnmatchcase(layer.name, choice.match) for layer in layers):
+    for index, glob in unmatched([choice.match for choice in step.layers], layers):
+        if not step.layers[index].skip:
             message = (
-                f"{choice.match!r} matches no layer that can be taken apart: those are linear or convolutional, with "
+                f"{glob!r} matches no layer that can be taken apart: those are linear or convolutional, with "
                 "a weight of their own and channels that are not in groups."
             )
             yield FieldProblem(pointer=f"{pointer}/layers/{index}/match", message=message)

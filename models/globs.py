@@ -13,10 +13,16 @@ from models.inspection import LayerInfo
 def check_globs(globs: Sequence[str], layers: Sequence[LayerInfo], pointer: str) -> Iterable[FieldProblem]:
     """`globs` are those of `layers` in the step at `pointer`; each has to match a layer."""
     names = [layer.name for layer in layers]
+    for index, glob in unmatched(globs, layers):
+        message = f"No layer's name matches {glob!r}{nearest(glob, names)}."
+        yield FieldProblem(pointer=f"{pointer}/layers/{index}/match", message=message)
+
+
+def unmatched(globs: Sequence[str], layers: Sequence[LayerInfo]) -> Iterable[tuple[int, str]]:
+    """The globs that match none of `layers`, with their places."""
     for index, glob in enumerate(globs):
-        if not any(fnmatchcase(name, glob) for name in names):
-            message = f"No layer's name matches {glob!r}{nearest(glob, names)}."
-            yield FieldProblem(pointer=f"{pointer}/layers/{index}/match", message=message)
+        if not any(fnmatchcase(layer.name, glob) for layer in layers):
+            yield index, glob
 
 
 def nearest(asked: str, names: Iterable[str]) -> str:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from fnmatch import fnmatchcase
 
 from models.errors import FieldProblem
-from models.globs import check_globs
+from models.globs import check_globs, unmatched
 from models.inspection import DatasetInspection, NetworkInspection
 from models.lowbit_policy import LOW_BIT_KINDS, Coding, coding_of, ends, is_worth_it
 from models.spec import SparsifyStep, Spec, Step
@@ -23,21 +22,21 @@ def check_low_bit(
     pointer: str,
 ) -> Iterable[FieldProblem]:
     """`earlier` are the steps before it."""
-    unmatched = list(check_globs([choice.match for choice in step.layers], network.layers, pointer))
-    yield from unmatched
+    globs = [choice.match for choice in step.layers]
+    problems = list(check_globs(globs, network.layers, pointer))
+    yield from problems
     if step.epochs and spec.data is not None:
         yield from check_training(spec, network, dataset, step, pointer)
-    if unmatched or not network.layers:
+    if problems or not network.layers:
         return
     able = [layer for layer in network.layers if layer.kind in LOW_BIT_KINDS]
     if not able:
         message = "No weight of this network can be stored in few bits: no convolution, linear layer or embedding."
         yield FieldProblem(pointer=pointer, message=message)
         return
-    for index, choice in enumerate(step.layers):
-        if not any(fnmatchcase(layer.name, choice.match) for layer in able):
-            message = f"{choice.match!r} matches no convolution, linear layer or embedding, and no other is stored so."
-            yield FieldProblem(pointer=f"{pointer}/layers/{index}/match", message=message)
+    for index, glob in unmatched(globs, able):
+        message = f"{glob!r} matches no convolution, linear layer or embedding, and no other is stored so."
+        yield FieldProblem(pointer=f"{pointer}/layers/{index}/match", message=message)
     codings = codings_of(step, network)
     if not codings:
         message = "Every layer is skipped or kept, so nothing would be quantized: skip fewer."

@@ -10,6 +10,7 @@ from typing import Any
 from models.criteria import GRADIENT_SAMPLES, GradientLoss, needs_gradients
 from models.criterion_rules import check_differentiation, check_gradients
 from models.errors import FieldProblem
+from models.globs import unmatched
 from models.inspection import DatasetInspection, LayerInfo, NetworkInspection
 from models.spec import Blocks, FactorizeStep, Loss, NOfM, PruneStep, SparsifyStep, Spec, Step
 from models.train_rules import check_schedule
@@ -29,10 +30,9 @@ def check_sparsify(
         message = "No layer of this network can be sparse: it has no convolution, linear or recurrent layer."
         yield FieldProblem(pointer=pointer, message=message)
         return
-    for index, choice in enumerate(step.layers):
-        if not any(fnmatchcase(layer.name, choice.match) for layer in layers):
-            message = f"{choice.match!r} matches no convolution, linear or recurrent layer, and no other can be sparse."
-            yield FieldProblem(pointer=f"{pointer}/layers/{index}/match", message=message)
+    for index, glob in unmatched([choice.match for choice in step.layers], layers):
+        message = f"{glob!r} matches no convolution, linear or recurrent layer, and no other can be sparse."
+        yield FieldProblem(pointer=f"{pointer}/layers/{index}/match", message=message)
     layers = [layer for layer in layers if not _is_skipped(layer.name, step)]
     if not layers:
         message = "Every layer is skipped, so nothing would be set to zero: skip fewer."

@@ -21,7 +21,7 @@ from models.spec import QuantizeStep
 from tests.engine.subjects import dataset_for, lifted, run_in, subject_of
 from tests.networks import randomised
 from worker.engine.export.onnx import export_onnx
-from worker.engine.export.onnx_unsigned import MIDDLE
+from worker.engine.graph.dynamic import MIDDLE
 from worker.engine.measure.compare import outputs_of, relative_difference, sqnr_db
 from worker.engine.measure.machine import signed_products_saturate
 from worker.engine.measure.runtime import FreshProcess

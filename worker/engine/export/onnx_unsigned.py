@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-MIDDLE = 128
+from worker.engine.graph.dynamic import MIDDLE
 
 
 def make_weights_unsigned(graph: onnx.GraphProto) -> None:
