@@ -76,8 +76,9 @@ def _shared_database(request: pytest.FixtureRequest, tmp_path_factory: pytest.Te
         migrate(url)
     else:
         server: Postgres = request.getfixturevalue("postgres")
-        server.create("shared", TEMPLATE)
-        url = server.url("shared")
+        name = f"shared_{uuid4().hex}"
+        server.create(name, TEMPLATE)
+        url = server.url(name)
     opened = Database(url)
     yield opened
     opened.close()

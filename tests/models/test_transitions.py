@@ -126,7 +126,7 @@ def test_a_worker_that_lost_its_job_cannot_write(session: Session, write: str, n
 
 
 @pytest.mark.parametrize("write", WORKER_WRITES)
-@pytest.mark.parametrize("start", TERMINAL)
+@pytest.mark.parametrize("start", sorted(TERMINAL))
 def test_nothing_is_written_to_a_job_that_ended(session: Session, write: str, start: JobStatus) -> None:
     job_id = job_in(session, start)
     before = everything(session)
