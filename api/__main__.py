@@ -1,4 +1,4 @@
-"""`python -m api` serves. With `migrate` it only updates the database; `keys` makes, lists and revokes keys."""
+"""`python -m api` serves. `migrate` only updates the database; `keys` and `audit` are for who operates the service."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import logging
 import sys
 
-from api import keys
+from api import keys, operate, trail
 from api.app import create_app
 from api.auth import NotStarting, prepare_access
 from api.server import Server
@@ -26,17 +26,26 @@ def serve(chosen: Settings) -> None:
     Server(create_app(chosen), chosen.host, chosen.port).run()
 
 
-def main() -> None:
+def parser() -> argparse.ArgumentParser:
+    """A command for operators sets `act`, for `operate.run`."""
     parser = argparse.ArgumentParser(prog="python -m api", description=__doc__)
     commands = parser.add_subparsers(dest="command")
     commands.add_parser("migrate", help="bring the database up to date, and end")
-    keys.add_commands(commands.add_parser("keys", help="make, list and revoke keys"))
-    arguments = parser.parse_args()
+    keys.add_commands(commands.add_parser("keys", help="make, list, rotate and revoke keys"))
+    audit = commands.add_parser("audit", help="who did what: the audit trail, oldest first")
+    trail.add_options(audit)
+    audit.set_defaults(act=trail.show)
+    return parser
+
+
+def main() -> None:
+    arguments = parser().parse_args()
     chosen = settings()
-    logs.configure(chosen.log_format, logging.WARNING if arguments.command == "keys" else logging.INFO)
+    is_operators = hasattr(arguments, "act")
+    logs.configure(chosen.log_format, logging.WARNING if is_operators else logging.INFO)
     migrate(chosen.database_url)
-    if arguments.command == "keys":
-        sys.exit(keys.run(arguments, chosen))
+    if is_operators:
+        sys.exit(operate.run(arguments.act, arguments, chosen))
     if arguments.command is None:
         serve(chosen)
 

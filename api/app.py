@@ -14,6 +14,7 @@ from api.access import AccessMiddleware
 from api.auth import prepare_access
 from api.deps import Service
 from api.in_flight import InFlight
+from api.key_use import KeyUse
 from api.metrics import Metrics
 from api.nudge import Nudger
 from api.readiness import ReadinessCheck
@@ -51,6 +52,7 @@ def create_app(settings: Settings) -> FastAPI:
         upload_sweep = UploadSweep(settings, database, incoming)
         nudger = Nudger(settings.broker_url)
         watch = Watch(database)
+        key_use = KeyUse(database)
         app.state.service = Service(
             settings=settings,
             database=database,
@@ -60,16 +62,19 @@ def create_app(settings: Settings) -> FastAPI:
             watch=watch,
             in_flight=InFlight(),
             verified=VerifiedBlobs(),
+            key_use=key_use,
             readiness=ReadinessCheck(database, blobs, settings.broker_url),
             metrics=Metrics(settings, database),
         )
         watch.start()
         upload_sweep.start()
+        key_use.start()
         try:
             yield
         finally:
             await watch.close()
             await upload_sweep.close()
+            await key_use.close()
             await run_in_threadpool(nudger.close)
             database.close()
 

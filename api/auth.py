@@ -6,13 +6,17 @@ import hashlib
 import ipaddress
 import secrets
 from dataclasses import dataclass
+from datetime import datetime
 
-from sqlalchemy import func, select
+from sqlalchemy import ColumnElement, and_, func, or_, select
 from sqlalchemy.orm import Session
 
+from models import audit
+from models.audit import Action, Actor
 from models.database import Database, now
 from models.errors import Code, Failure
 from models.ids import new_id
+from models.scopes import ALL, Scopes, scopes_of, stored
 from models.settings import Settings
 from models.tables import Key
 
@@ -23,12 +27,10 @@ MINIMUM_LENGTH = len(PREFIX) + 32
 
 
 @dataclass(frozen=True, slots=True)
-class Caller:
-    """Whose objects a request may see, and whether it may change them. `key_id` is `None` under open access."""
+class Caller(Actor):
+    """Whose objects a request may see, and what it may do. `key_id` is `None` under open access."""
 
-    tenant: str
-    read_only: bool = False
-    key_id: str | None = None
+    scopes: Scopes = ALL
 
 
 class NotStarting(Exception):
@@ -48,26 +50,41 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def create_key(session: Session, tenant: str, name: str, *, read_only: bool = False) -> str:
+def create_key(
+    session: Session, tenant: str, name: str, *, scopes: Scopes = ALL, expires_at: datetime | None = None
+) -> str:
     """Add a key of 256 random bits and return its secret, which is stored nowhere."""
-    secret = PREFIX + secrets.token_urlsafe(SECRET_BYTES)
-    _add(session, secret, tenant, name, read_only)
+    secret = new_secret()
+    add_key(session, secret, tenant, name, scopes, expires_at)
     return secret
 
 
-def _add(session: Session, secret: str, tenant: str, name: str, read_only: bool) -> None:
-    session.add(
-        Key(
-            id=new_id("key"),
-            tenant=tenant,
-            name=name,
-            secret_sha256=_hash(secret),
-            read_only=read_only,
-            created_at=now(session),
-            revoked_at=None,
-        )
+def new_secret() -> str:
+    return PREFIX + secrets.token_urlsafe(SECRET_BYTES)
+
+
+def add_key(
+    session: Session, secret: str, tenant: str, name: str, scopes: Scopes, expires_at: datetime | None = None
+) -> Key:
+    moment = now(session)
+    key = Key(
+        id=new_id("key"),
+        tenant=tenant,
+        name=name,
+        secret_sha256=_hash(secret),
+        scopes=stored(scopes),
+        created_at=moment,
+        expires_at=expires_at,
     )
+    session.add(key)
     session.flush()
+    audit.record(session, Actor(tenant), Action.KEY_CREATED, key.id, moment)
+    return key
+
+
+def opens(moment: datetime) -> ColumnElement[bool]:
+    """Of a key: that it is neither revoked nor expired."""
+    return and_(Key.revoked_at.is_(None), or_(Key.expires_at.is_(None), Key.expires_at > moment))
 
 
 def prepare_access(settings: Settings, database: Database) -> None:
@@ -83,10 +100,10 @@ def prepare_access(settings: Settings, database: Database) -> None:
             )
         return
     with database.transaction() as session:
-        if session.scalar(select(func.count()).where(Key.revoked_at.is_(None))):
+        if session.scalar(select(func.count()).where(opens(now(session)))):
             return
         if session.scalar(select(func.count()).select_from(Key)):
-            raise NotStarting("Every key is revoked. Make another: `modelpress keys create`.")
+            raise NotStarting("Every key is revoked or expired. Make another: `modelpress keys create`.")
         secret = settings.bootstrap_key
         if secret is None:
             raise NotStarting(
@@ -97,29 +114,30 @@ def prepare_access(settings: Settings, database: Database) -> None:
             raise NotStarting(
                 f"MODELPRESS_BOOTSTRAP_KEY must begin with {PREFIX} and have {MINIMUM_LENGTH} characters."
             )
-        _add(session, secret, settings.tenant, "bootstrap", read_only=False)
+        add_key(session, secret, settings.tenant, "bootstrap", ALL)
 
 
-def caller_of(settings: Settings, database: Database, secret: str | None) -> Caller:
-    """The caller behind a bearer secret. Raises `Failure` with `unauthorized`.
+def caller_of(settings: Settings, database: Database, secret: str | None, request_id: str | None) -> Caller:
+    """The caller behind a bearer secret. Raises `Failure` with `unauthorized` and `key_expired`.
 
     Under open access no key is asked for, and one that is sent does not matter.
     """
     if settings.open_access:
-        return Caller(settings.tenant)
+        return Caller(settings.tenant, request_id=request_id)
     if secret is None:
         raise Failure(Code.UNAUTHORIZED, "No key was sent.")
     with database.read() as session:
         key = session.scalar(select(Key).where(Key.secret_sha256 == _hash(secret), Key.revoked_at.is_(None)))
         if key is None:
             raise Failure(Code.UNAUTHORIZED, "The key is unknown or revoked.")
-        return Caller(key.tenant, key.read_only, key.id)
+        if key.expires_at is not None and key.expires_at <= now(session):
+            raise Failure(Code.KEY_EXPIRED, f"The key expired at {key.expires_at:%Y-%m-%d %H:%M:%S} UTC.")
+        return Caller(key.tenant, key.id, request_id, scopes_of(key.scopes))
 
 
 def is_still_allowed(database: Database, caller: Caller) -> bool:
-    """Whether the caller's key was not revoked since; for answers that go on for long."""
+    """Whether the caller's key was not revoked, and did not expire, since; for answers that go on for long."""
     if caller.key_id is None:
         return True
     with database.read() as session:
-        alive = select(Key.id).where(Key.id == caller.key_id, Key.revoked_at.is_(None))
-        return session.scalar(alive) is not None
+        return session.scalar(select(Key.id).where(Key.id == caller.key_id, opens(now(session)))) is not None

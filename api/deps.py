@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from hmac import compare_digest
 from typing import Annotated
 
@@ -12,16 +13,23 @@ from fastapi.routing import APIRoute
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from api.auth import Caller, caller_of, is_loopback
+from api.errors import HeaderedFailure, request_id_of
 from api.in_flight import InFlight
+from api.key_use import KeyUse
 from api.metrics import Metrics
 from api.nudge import Nudger
 from api.readiness import ReadinessCheck
+from api.rules import RULES
 from api.transfers import Transfers
 from api.verified import VerifiedBlobs
 from api.watch import Watch
+from models import audit
+from models.audit import Outcome
 from models.blobs import Blobs
-from models.database import Database
+from models.database import Database, now
 from models.errors import Code, Failure, FieldProblem
+from models.ids import is_id
+from models.scopes import stored
 from models.settings import Settings
 
 MAX_WAIT_SECONDS = 60
@@ -40,6 +48,7 @@ class Service:
     watch: Watch
     in_flight: InFlight
     verified: VerifiedBlobs
+    key_use: KeyUse
     readiness: ReadinessCheck
     metrics: Metrics
 
@@ -79,24 +88,39 @@ def _refuse_other_sites(request: Request) -> None:
 _BEARER = HTTPBearer(auto_error=False, bearerFormat="mp_…", description="A key; none under open access.")
 
 
-def reader(
+def caller(
     request: Request,
     service: Annotated[Service, Depends(service_of)],
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)],
 ) -> Caller:
-    """The caller of a request that reads. Runs before a byte of the body is read."""
+    """Who asks, where they may. Runs before a byte of the body is read.
+
+    Raises `Failure` with `unauthorized`, `key_expired` and `forbidden`."""
     if service.settings.open_access:
         _refuse_other_sites(request)
-    caller = caller_of(service.settings, service.database, credentials.credentials if credentials else None)
+    secret = credentials.credentials if credentials else None
+    found = caller_of(service.settings, service.database, secret, request_id_of(request))
+    if found.key_id is not None:
+        service.key_use.note(found.key_id, datetime.now(UTC))
+    _refuse_without_scope(request, service, found)
     known_parameters(request)
-    return caller
+    return found
 
 
-def writer(caller: Annotated[Caller, Depends(reader)]) -> Caller:
-    """The caller of a request that changes something."""
-    if caller.read_only:
-        raise Failure(Code.FORBIDDEN, "This key may only read.")
-    return caller
+def _refuse_without_scope(request: Request, service: Service, caller: Caller) -> None:
+    rule = RULES[request.scope["route"].name]
+    if rule.scope is None or rule.scope in caller.scopes:
+        return
+    if rule.action is not None:
+        named = next((value for value in request.path_params.values() if is_id(value, value[:3])), None)
+        with service.database.transaction() as session:
+            audit.record(session, caller, rule.action, named, now(session), Outcome.REFUSED)
+    raise HeaderedFailure(
+        Code.FORBIDDEN,
+        f"This needs a key with the scope `{rule.scope}`; yours has: {stored(caller.scopes) or 'none'}.",
+        headers={"WWW-Authenticate": f'Bearer error="insufficient_scope", scope="{rule.scope}"'},
+        where=rule.scope,
+    )
 
 
 _METRICS_TOKEN = HTTPBearer(
@@ -122,8 +146,7 @@ def metrics_reader(
 
 
 ServiceDep = Annotated[Service, Depends(service_of)]
-Reader = Annotated[Caller, Depends(reader)]
-Writer = Annotated[Caller, Depends(writer)]
+CallerDep = Annotated[Caller, Depends(caller)]
 Wait = Annotated[
     int, Query(ge=0, le=MAX_WAIT_SECONDS, description="Seconds to wait for a change before answering anyway.")
 ]

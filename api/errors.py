@@ -69,6 +69,7 @@ STATUSES: dict[Code, int] = {
     Code.INVALID_SPEC: HTTPStatus.UNPROCESSABLE_ENTITY,
     Code.NO_LAYER_MATCHES: HTTPStatus.UNPROCESSABLE_ENTITY,
     Code.UNAUTHORIZED: HTTPStatus.UNAUTHORIZED,
+    Code.KEY_EXPIRED: HTTPStatus.UNAUTHORIZED,
     Code.FORBIDDEN: HTTPStatus.FORBIDDEN,
     Code.NOT_FOUND: HTTPStatus.NOT_FOUND,
     Code.METHOD_NOT_ALLOWED: HTTPStatus.METHOD_NOT_ALLOWED,
@@ -85,6 +86,7 @@ STATUSES: dict[Code, int] = {
 
 HEADERS: dict[Code, dict[str, str]] = {
     Code.UNAUTHORIZED: {"WWW-Authenticate": "Bearer"},
+    Code.KEY_EXPIRED: {"WWW-Authenticate": 'Bearer error="invalid_token"'},
     Code.NOT_READY: {"Retry-After": "2"},
     Code.IDEMPOTENCY_IN_FLIGHT: {"Retry-After": "1"},
     Code.TOO_MANY_UPLOADS: {"Retry-After": "60"},

@@ -9,6 +9,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import TypeAdapter
 from pydantic.json_schema import models_json_schema
 
+from api.rules import RULES
 from models.events import EngineEvent, StatusEvent
 from models.spec import Spec
 
@@ -38,6 +39,7 @@ def build(app: FastAPI) -> dict[str, Any]:
         for path in document["paths"].values():
             for operation in path.values():
                 _add_common_problems(operation)
+                _add_scope(operation)
         app.openapi_schema = document
     return app.openapi_schema
 
@@ -54,13 +56,21 @@ def _refer(schema: Any) -> None:
         _refer(inner)
 
 
+def _add_scope(operation: dict[str, Any]) -> None:
+    """OpenAPI 3.1 lists there what a bearer of any kind must be allowed to do."""
+    rule = RULES.get(operation["operationId"])
+    if rule is not None and rule.scope is not None:
+        operation["security"] = [{scheme: [rule.scope.value]} for asked in operation["security"] for scheme in asked]
+        operation["responses"]["403"]["description"] += f": the key lacks the scope `{rule.scope}`"
+
+
 def _add_common_problems(operation: dict[str, Any]) -> None:
     problem = {"application/problem+json": {"schema": {"$ref": _REFERENCE.format(model="Problem")}}}
     responses = operation["responses"]
     if not isinstance(responses.get("422"), dict) or "application/json" in responses["422"].get("content", {}):
         responses["422"] = {"description": "`invalid_request`", "content": problem}
     if "security" in operation:
-        responses.setdefault("401", {"description": "`unauthorized`", "content": problem})
+        responses.setdefault("401", {"description": "`unauthorized`, `key_expired`", "content": problem})
         responses.setdefault("403", {"description": "`forbidden`", "content": problem})
         responses.setdefault("503", {"description": "`unavailable`", "content": problem})
     for response in responses.values():

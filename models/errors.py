@@ -70,6 +70,7 @@ class Code(StrEnum):
     INVALID_SPEC = "invalid_spec"
     NO_LAYER_MATCHES = "no_layer_matches"
     UNAUTHORIZED = "unauthorized"
+    KEY_EXPIRED = "key_expired"
     FORBIDDEN = "forbidden"
     NOT_FOUND = "not_found"
     METHOD_NOT_ALLOWED = "method_not_allowed"
@@ -134,7 +135,8 @@ HINTS: dict[Code, str] = {
     Code.INVALID_SPEC: "Correct the fields named in `errors`; `/schema/job` has the schema.",
     Code.NO_LAYER_MATCHES: "See `layers` of the network for its layer names.",
     Code.UNAUTHORIZED: "Send `Authorization: Bearer mp_…`.",
-    Code.FORBIDDEN: "Use a key that may write.",
+    Code.KEY_EXPIRED: "Use its successor, or ask who operates the service for a new key.",
+    Code.FORBIDDEN: "Use a key that has the scope named here; without keys, ask from the service's own machine.",
     Code.NOT_FOUND: "Check the id.",
     Code.METHOD_NOT_ALLOWED: "Use one of the methods in the `Allow` header.",
     Code.UNSUPPORTED_MEDIA_TYPE: "Send JSON as `Content-Type: application/json`, files as they are; neither packed.",

@@ -12,10 +12,12 @@ from typing import NamedTuple
 from sqlalchemy import delete, select, tuple_
 from sqlalchemy.orm import Session
 
+from models import audit
+from models.audit import Action, Actor
 from models.database import Database, now
 from models.settings import Settings
 from models.statuses import TERMINAL
-from models.tables import Checkpoint, Idempotency, Job
+from models.tables import Audit, Checkpoint, Idempotency, Job
 
 IDEMPOTENCY_LIFETIME = timedelta(hours=24)
 """How long the same Idempotency-Key gives the same job; its row goes afterwards."""
@@ -27,6 +29,7 @@ class Expired(NamedTuple):
     jobs: int
     checkpoints: int
     idempotency_keys: int
+    audit_rows: int
 
 
 def expiry_of(finished_at: datetime | None, keep_days: float | None) -> datetime | None:
@@ -38,20 +41,26 @@ def expire(database: Database, settings: Settings) -> Expired:
     """Delete what is older than the settings keep, a hundred rows at a time so that nobody waits long."""
     with database.read() as session:
         moment = now(session)
-    jobs = checkpoints = 0
+    jobs = checkpoints = audit_rows = 0
     if settings.keep_jobs_days is not None:
         jobs = _until_none(database, expire_jobs, moment - timedelta(days=settings.keep_jobs_days))
     if settings.keep_checkpoints_days is not None:
         before = moment - timedelta(days=settings.keep_checkpoints_days)
         checkpoints = _until_none(database, expire_checkpoints, before)
-    return Expired(jobs, checkpoints, _until_none(database, expire_idempotency, moment - IDEMPOTENCY_LIFETIME))
+    if settings.keep_audit_days is not None:
+        audit_rows = _until_none(database, expire_audit, moment - timedelta(days=settings.keep_audit_days))
+    idempotency_keys = _until_none(database, expire_idempotency, moment - IDEMPOTENCY_LIFETIME)
+    return Expired(jobs, checkpoints, idempotency_keys, audit_rows)
 
 
 def expire_jobs(session: Session, before: datetime) -> int:
-    """Delete jobs that ended before then, with their events, logs and artifacts."""
+    """Delete jobs that ended before then, with their events, logs and artifacts; the audit trail says so."""
     ended = select(Job.id).where(Job.status.in_(TERMINAL), Job.finished_at < before).order_by(Job.finished_at)
     gone = delete(Job).where(Job.id.in_(ended.limit(AT_ONCE).with_for_update(skip_locked=True).scalar_subquery()))
-    return len(session.scalars(gone.returning(Job.id)).all())
+    expired = session.execute(gone.returning(Job.tenant, Job.id)).tuples().all()
+    for tenant, job_id in expired:
+        audit.record(session, Actor(tenant), Action.JOB_EXPIRED, job_id, now(session))
+    return len(expired)
 
 
 def expire_checkpoints(session: Session, before: datetime) -> int:
@@ -67,6 +76,11 @@ def expire_idempotency(session: Session, before: datetime) -> int:
     old = select(Idempotency.tenant, Idempotency.key).where(Idempotency.created_at < before).limit(AT_ONCE)
     gone = delete(Idempotency).where(key.in_(old), Idempotency.created_at < before)
     return len(session.scalars(gone.returning(Idempotency.key)).all())
+
+
+def expire_audit(session: Session, before: datetime) -> int:
+    old = select(Audit.id).where(Audit.at < before).limit(AT_ONCE)
+    return len(session.scalars(delete(Audit).where(Audit.id.in_(old)).returning(Audit.id)).all())
 
 
 def _until_none(database: Database, expire_some: _Expire, before: datetime) -> int:

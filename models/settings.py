@@ -76,6 +76,9 @@ class Settings(BaseSettings):
     keep_checkpoints_days: Annotated[float, Field(gt=0)] | None = Field(
         default=14.0, description="Longer than any job may run; unset: forever."
     )
+    keep_audit_days: Annotated[float, Field(ge=1)] | None = Field(
+        default=400.0, description="Of the audit trail; unset: forever."
+    )
     collect_grace_seconds: Annotated[float, Field(ge=600)] = Field(
         default=3600.0, description="How long bytes stay that nobody names, twice: before and after they are condemned."
     )

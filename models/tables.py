@@ -40,7 +40,7 @@ class Base(DeclarativeBase):
 
 
 class Key(Base):
-    """An API key, kept only as the SHA-256 of its secret."""
+    """An API key, kept only as the SHA-256 of its secret. `scopes` as `models.scopes` stores them."""
 
     __tablename__ = "keys"
 
@@ -48,9 +48,32 @@ class Key(Base):
     tenant: Mapped[str]
     name: Mapped[str]
     secret_sha256: Mapped[bytes] = mapped_column(LargeBinary(32), unique=True)
-    read_only: Mapped[bool] = mapped_column(default=False)
+    scopes: Mapped[str]
     created_at: Mapped[datetime]
+    expires_at: Mapped[datetime | None]
+    last_used_at: Mapped[datetime | None] = mapped_column(doc="Behind by a minute or two")
     revoked_at: Mapped[datetime | None]
+    successor_id: Mapped[str | None]
+
+
+class Audit(Base):
+    """One line of the audit trail (`models.audit`). A trigger of the database refuses to change one."""
+
+    __tablename__ = "audit"
+    __table_args__ = (
+        Index("audit_by_tenant", "tenant", "id"),
+        Index("audit_by_object", "object_id"),
+        Index("audit_by_time", "at"),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    at: Mapped[datetime]
+    tenant: Mapped[str]
+    key_id: Mapped[str | None]
+    request_id: Mapped[str | None]
+    action: Mapped[str] = mapped_column(String(32))
+    object_id: Mapped[str | None]
+    outcome: Mapped[str] = mapped_column(String(16))
 
 
 class _Upload:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Response
+from fastapi import APIRouter, Header, Request, Response
 
 from api.artifact_response import ArtifactResponse, matches, not_modified
-from api.deps import Reader, ServiceDep
+from api.deps import CallerDep, ServiceDep
 from api.errors import problems_of
 from api.report_response import PAGE, report_response
 from api.services import artifacts, bundle, jobs
+from models.audit import Action
 from models.errors import Code
 from models.report import Report
 from models.views import ArtifactList
@@ -34,7 +35,7 @@ _DOWNLOAD: dict[int | str, dict[str, Any]] = {
 
 
 @router.get("/artifacts", operation_id="list_artifacts", responses=problems_of(Code.NOT_FOUND))
-def list_artifacts(job_id: str, service: ServiceDep, caller: Reader) -> ArtifactList:
+def list_artifacts(job_id: str, service: ServiceDep, caller: CallerDep) -> ArtifactList:
     """The files of a job. Those marked `partial` are of a job that did not succeed."""
     return artifacts.listing(service, caller.tenant, job_id)
 
@@ -42,10 +43,11 @@ def list_artifacts(job_id: str, service: ServiceDep, caller: Reader) -> Artifact
 @router.head("/artifacts/{name}", include_in_schema=False)
 @router.get("/artifacts/{name}", operation_id="download_artifact", response_class=Response, responses=_DOWNLOAD)
 def download_artifact(
+    request: Request,
     job_id: str,
     name: str,
     service: ServiceDep,
-    caller: Reader,
+    caller: CallerDep,
     if_none_match: Annotated[str | None, Header()] = None,
     range_: Annotated[str | None, Header(alias="range", description="One range of bytes.")] = None,
     if_range: Annotated[str | None, Header(description="The `ETag` for which `Range` is meant.")] = None,
@@ -54,6 +56,8 @@ def download_artifact(
     artifact = artifacts.find(service, caller.tenant, job_id, name)
     if if_none_match is not None and matches(artifact.sha256, if_none_match):
         return not_modified(name, artifact.sha256)
+    if request.method != "HEAD":
+        artifacts.leave_trace(service, caller, Action.ARTIFACT_DOWNLOADED, f"{job_id}/{name}")
     found = artifacts.download(service, artifact)
     return ArtifactResponse(
         found.file,
@@ -69,9 +73,10 @@ def download_artifact(
 @router.head("/bundle", include_in_schema=False)
 @router.get("/bundle", operation_id="download_bundle", response_class=Response, responses=_DOWNLOAD)
 def download_bundle(
+    request: Request,
     job_id: str,
     service: ServiceDep,
-    caller: Reader,
+    caller: CallerDep,
     if_none_match: Annotated[str | None, Header()] = None,
     range_: Annotated[str | None, Header(alias="range", description="One range of bytes.")] = None,
     if_range: Annotated[str | None, Header(description="The `ETag` for which `Range` is meant.")] = None,
@@ -81,6 +86,8 @@ def download_bundle(
     found = bundle.plan(service, caller.tenant, job_id)
     if if_none_match is not None and matches(found.tag, if_none_match):
         return not_modified(found.name, found.tag, is_digest=False)
+    if request.method != "HEAD":
+        artifacts.leave_trace(service, caller, Action.BUNDLE_DOWNLOADED, job_id)
     return ArtifactResponse(
         bundle.open_bundle(service, found),
         found.size_bytes,
@@ -109,7 +116,7 @@ def download_bundle(
 def get_report(
     job_id: str,
     service: ServiceDep,
-    caller: Reader,
+    caller: CallerDep,
     accept: Annotated[str | None, Header(include_in_schema=False)] = None,
     if_none_match: Annotated[str | None, Header()] = None,
 ) -> Response:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
-from api.deps import After, Limit, Reader, ServiceDep, Wait, Writer
+from api.deps import After, CallerDep, Limit, ServiceDep, Wait
 from api.errors import problems_of
 from api.routes.models import LOCATION, RAW_BODY, UPLOAD_PROBLEMS, FromUpload, UploadName
 from api.services import completed, uploads
@@ -30,7 +30,7 @@ async def create_dataset(
     request: Request,
     response: Response,
     service: ServiceDep,
-    caller: Writer,
+    caller: CallerDep,
     name: UploadName = None,
     upload: FromUpload = None,
     digest: ReprDigest = None,
@@ -39,22 +39,22 @@ async def create_dataset(
     inspected next."""
     limit = service.settings.max_dataset_bytes
     if upload is not None:
-        row = await completed.use(service, request, Dataset, caller.tenant, upload, name, limit)
+        row = await completed.use(service, request, Dataset, caller, upload, name, limit)
     else:
-        row = await uploads.accept(service, request, Dataset, caller.tenant, name, limit)
+        row = await uploads.accept(service, request, Dataset, caller, name, limit)
     response.headers["Location"] = f"/datasets/{row.id}"
     assert isinstance(row, Dataset)
     return uploads.dataset_view(row)
 
 
 @router.get("", operation_id="list_datasets")
-def list_datasets(service: ServiceDep, caller: Reader, limit: Limit = 50, after: After = None) -> DatasetPage:
+def list_datasets(service: ServiceDep, caller: CallerDep, limit: Limit = 50, after: After = None) -> DatasetPage:
     """Your data sets, newest first."""
     return uploads.dataset_page(service, caller.tenant, limit, after)
 
 
 @router.get("/{dataset_id}", operation_id="get_dataset", responses=problems_of(Code.NOT_FOUND))
-async def get_dataset(dataset_id: str, service: ServiceDep, caller: Reader, wait: Wait = 0) -> DatasetView:
+async def get_dataset(dataset_id: str, service: ServiceDep, caller: CallerDep, wait: Wait = 0) -> DatasetView:
     """One data set. With `wait`, the answer comes when its inspection has ended."""
     row = await look_until(
         service.watch,
@@ -69,6 +69,6 @@ async def get_dataset(dataset_id: str, service: ServiceDep, caller: Reader, wait
 @router.delete(
     "/{dataset_id}", operation_id="delete_dataset", status_code=204, responses=problems_of(Code.NOT_FOUND, Code.IN_USE)
 )
-def delete_dataset(dataset_id: str, service: ServiceDep, caller: Writer) -> None:
+def delete_dataset(dataset_id: str, service: ServiceDep, caller: CallerDep) -> None:
     """Delete a data set that no job names."""
-    uploads.remove(service, Dataset, caller.tenant, dataset_id)
+    uploads.remove(service, Dataset, caller, dataset_id)

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Header, Query, Response
 from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
-from api.deps import Limit, Reader, ServiceDep
+from api.deps import CallerDep, Limit, ServiceDep
 from api.errors import problems_of
 from api.services import events, log
 from models.errors import Code
@@ -45,7 +45,7 @@ def wants_stream(accept: str | None) -> bool:
 async def list_events(
     job_id: str,
     service: ServiceDep,
-    caller: Reader,
+    caller: CallerDep,
     after: Annotated[int, Query(ge=0, le=events.MAX_EVENT_ID, description="Only events with greater ids.")] = 0,
     limit: Limit = 200,
     accept: Annotated[str | None, Header(include_in_schema=False)] = None,
@@ -74,6 +74,6 @@ async def list_events(
         **problems_of(Code.NOT_FOUND),
     },
 )
-def get_log(job_id: str, service: ServiceDep, caller: Reader) -> Response:
+def get_log(job_id: str, service: ServiceDep, caller: CallerDep) -> Response:
     """The engine's log, also of failed jobs."""
     return StreamingResponse(log.pieces(service, caller.tenant, job_id), media_type="text/plain")

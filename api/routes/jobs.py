@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Header, Query, Response
 from starlette.concurrency import run_in_threadpool
 
-from api.deps import After, Limit, Reader, ServiceDep, Wait, Writer
+from api.deps import After, CallerDep, Limit, ServiceDep, Wait
 from api.errors import problems_of
 from api.services import jobs
 from api.strict_json import json_object
@@ -74,7 +74,7 @@ def _json(body: str, status_code: int = 200, headers: dict[str, str] | None = No
 )
 async def create_job(
     service: ServiceDep,
-    caller: Writer,
+    caller: CallerDep,
     document: JsonObject,
     idempotency_key: IdempotencyKey = None,
     dry_run: Annotated[bool, Query(description="Check everything, fill in every default, queue nothing.")] = False,
@@ -83,13 +83,13 @@ async def create_job(
     if dry_run:
         shown = await run_in_threadpool(jobs.dry_run, service, caller.tenant, document)
         return _json(shown.model_dump_json())
-    return _made(await run_in_threadpool(jobs.submit, service, caller.tenant, document, idempotency_key))
+    return _made(await run_in_threadpool(jobs.submit, service, caller, document, idempotency_key))
 
 
 @router.get("", operation_id="list_jobs")
 def list_jobs(
     service: ServiceDep,
-    caller: Reader,
+    caller: CallerDep,
     status: Annotated[list[JobStatus] | None, Query(max_length=10, description="Only these; may be repeated.")] = None,
     limit: Limit = 50,
     after: After = None,
@@ -107,7 +107,7 @@ def list_jobs(
 async def get_job(
     job_id: str,
     service: ServiceDep,
-    caller: Reader,
+    caller: CallerDep,
     wait: Wait = 0,
     if_none_match: Annotated[str | None, Header(description="An `ETag`: with `wait`, what counts as change.")] = None,
 ) -> Response:
@@ -147,9 +147,9 @@ def _retry_after_seconds(view: JobView) -> int:
     status_code=202,
     responses=problems_of(Code.NOT_FOUND, Code.ALREADY_FINISHED),
 )
-def cancel_job(job_id: str, service: ServiceDep, caller: Writer) -> JobView:
+def cancel_job(job_id: str, service: ServiceDep, caller: CallerDep) -> JobView:
     """End a job. A queued one is cancelled at once; a running one when its process is gone."""
-    return jobs.cancel(service, caller.tenant, job_id)
+    return jobs.cancel(service, caller, job_id)
 
 
 @router.post(
@@ -161,17 +161,17 @@ def cancel_job(job_id: str, service: ServiceDep, caller: Writer) -> JobView:
     openapi_extra=_body({"type": "object"}, {"seed": 1}),
 )
 async def clone_job(
-    job_id: str, service: ServiceDep, caller: Writer, overrides: JsonObject, idempotency_key: IdempotencyKey = None
+    job_id: str, service: ServiceDep, caller: CallerDep, overrides: JsonObject, idempotency_key: IdempotencyKey = None
 ) -> Response:
     """A new job from the spec of this one. The body is a JSON merge patch (RFC 7396) on that spec: objects merge, all
     else replaces, `null` removes; `steps` and `preset` replace each other. `{}` repeats the job. Steps at the start
     that are the same are not run again."""
-    return _made(await run_in_threadpool(jobs.clone, service, caller.tenant, job_id, overrides, idempotency_key))
+    return _made(await run_in_threadpool(jobs.clone, service, caller, job_id, overrides, idempotency_key))
 
 
 @router.delete(
     "/{job_id}", operation_id="delete_job", status_code=204, responses=problems_of(Code.NOT_FOUND, Code.IN_USE)
 )
-def delete_job(job_id: str, service: ServiceDep, caller: Writer) -> None:
+def delete_job(job_id: str, service: ServiceDep, caller: CallerDep) -> None:
     """Delete an ended job with its events, log and files."""
-    jobs.remove(service, caller.tenant, job_id)
+    jobs.remove(service, caller, job_id)

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Depends, Response
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 
-from api.deps import Reader, ServiceDep, known_parameters, metrics_reader
+from api.deps import CallerDep, ServiceDep, known_parameters, metrics_reader
 from api.services.capabilities import capabilities
 from models.presets import PRESETS
 from models.spec import Spec
@@ -17,19 +17,19 @@ router = APIRouter(tags=["meta"])
 
 
 @router.get("/presets", operation_id="list_presets")
-def list_presets(_: Reader) -> PresetList:
+def list_presets(_: CallerDep) -> PresetList:
     """Named lists of steps, to be used as `"preset": "balanced"`."""
     return PresetList(data=list(PRESETS.values()))
 
 
 @router.get("/schema/job", operation_id="get_job_schema")
-def get_job_schema(_: Reader) -> dict[str, Any]:
+def get_job_schema(_: CallerDep) -> dict[str, Any]:
     """The JSON Schema of a job spec."""
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Spec.model_json_schema()}
 
 
 @router.get("/capabilities", operation_id="get_capabilities")
-def get_capabilities(service: ServiceDep, _: Reader) -> Capabilities:
+def get_capabilities(service: ServiceDep, _: CallerDep) -> Capabilities:
     """What this deployment can do."""
     return capabilities(service)
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
-from api.deps import After, Limit, Reader, ServiceDep, Wait, Writer
+from api.deps import After, CallerDep, Limit, ServiceDep, Wait
 from api.errors import problems_of
 from api.services import completed, uploads
 from api.tus import ReprDigest
@@ -93,7 +93,7 @@ async def create_model(
     request: Request,
     response: Response,
     service: ServiceDep,
-    caller: Writer,
+    caller: CallerDep,
     name: UploadName = None,
     upload: FromUpload = None,
     input_shape: ShapesOfInputs = (),
@@ -108,22 +108,22 @@ async def create_model(
         raise Failure(Code.INVALID_REQUEST, CLASSES_OF_TIMM, problems=(problem,))
     given = ReadOptions(input_shape=input_shape, arch=arch, num_classes=num_classes)
     if upload is not None:
-        row = await completed.use(service, request, Network, caller.tenant, upload, name, limit, given)
+        row = await completed.use(service, request, Network, caller, upload, name, limit, given)
     else:
-        row = await uploads.accept(service, request, Network, caller.tenant, name, limit, given)
+        row = await uploads.accept(service, request, Network, caller, name, limit, given)
     response.headers["Location"] = f"/models/{row.id}"
     assert isinstance(row, Network)
     return uploads.network_view(row)
 
 
 @router.get("", operation_id="list_models")
-def list_models(service: ServiceDep, caller: Reader, limit: Limit = 50, after: After = None) -> NetworkPage:
+def list_models(service: ServiceDep, caller: CallerDep, limit: Limit = 50, after: After = None) -> NetworkPage:
     """Your networks, newest first, without their layers."""
     return uploads.network_page(service, caller.tenant, limit, after)
 
 
 @router.get("/{model_id}", operation_id="get_model", responses=problems_of(Code.NOT_FOUND))
-async def get_model(model_id: str, service: ServiceDep, caller: Reader, wait: Wait = 0) -> NetworkDetail:
+async def get_model(model_id: str, service: ServiceDep, caller: CallerDep, wait: Wait = 0) -> NetworkDetail:
     """One network. With `wait`, the answer comes when its inspection has ended."""
     row = await look_until(
         service.watch,
@@ -138,6 +138,6 @@ async def get_model(model_id: str, service: ServiceDep, caller: Reader, wait: Wa
 @router.delete(
     "/{model_id}", operation_id="delete_model", status_code=204, responses=problems_of(Code.NOT_FOUND, Code.IN_USE)
 )
-def delete_model(model_id: str, service: ServiceDep, caller: Writer) -> None:
+def delete_model(model_id: str, service: ServiceDep, caller: CallerDep) -> None:
     """Delete a network that no job names."""
-    uploads.remove(service, Network, caller.tenant, model_id)
+    uploads.remove(service, Network, caller, model_id)

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from api import tus
-from api.deps import Reader, ServiceDep, Writer
+from api.deps import CallerDep, ServiceDep
 from api.errors import problems_of
 from api.services import resumable
 from models.errors import Code
@@ -70,7 +70,7 @@ _PART: dict[str, Any] = {
         204, "What is spoken here", "Tus-Version", "Tus-Extension", "Tus-Max-Size", "Tus-Checksum-Algorithm"
     ),
 )
-def discover_uploads(service: ServiceDep, caller: Reader) -> Response:
+def discover_uploads(service: ServiceDep, caller: CallerDep) -> Response:
     """Which versions and extensions of tus are spoken, and how long a file may be."""
     return Response(status_code=204, headers=tus.discovery(resumable.max_size_bytes(service)))
 
@@ -79,7 +79,7 @@ def discover_uploads(service: ServiceDep, caller: Reader) -> Response:
 def create_upload(
     request: Request,
     service: ServiceDep,
-    caller: Writer,
+    caller: CallerDep,
     version: tus.TusResumable = None,
     length: tus.UploadLength = None,
     metadata: tus.UploadMetadata = None,
@@ -87,14 +87,14 @@ def create_upload(
 ) -> Response:
     """Begin a file of `Upload-Length` bytes. Send them by `PATCH`, then use it: `POST /models?upload=`."""
     tus.refuse_other_versions(version)
-    row = resumable.create(service, request, caller.tenant, length, metadata)
+    row = resumable.create(service, request, caller, length, metadata)
     headers = {"Location": f"/uploads/{row.id}", "Upload-Expires": tus.http_date(row.expires_at)}
     return Response(status_code=201, headers=headers)
 
 
 @router.head("/{upload_id}", operation_id="get_upload_offset", response_class=Response, responses=_HEAD)
 async def get_upload_offset(
-    upload_id: str, service: ServiceDep, caller: Reader, version: tus.TusResumable = None
+    upload_id: str, service: ServiceDep, caller: CallerDep, version: tus.TusResumable = None
 ) -> Response:
     """How many bytes have arrived and stay. A `PATCH` of this upload to which none come ends."""
     tus.refuse_other_versions(version)
@@ -121,7 +121,7 @@ async def append_to_upload(
     upload_id: str,
     request: Request,
     service: ServiceDep,
-    caller: Writer,
+    caller: CallerDep,
     version: tus.TusResumable = None,
     offset: tus.UploadOffset = None,
     length: tus.UploadLength = None,
@@ -144,9 +144,9 @@ async def append_to_upload(
     responses={**_answers(204, "Gone"), **problems_of(*_GONE, Code.UPLOAD_BUSY)},
 )
 async def delete_upload(
-    upload_id: str, service: ServiceDep, caller: Writer, version: tus.TusResumable = None
+    upload_id: str, service: ServiceDep, caller: CallerDep, version: tus.TusResumable = None
 ) -> Response:
     """End an upload and drop its bytes. A network or data set that it was turned into stays."""
     tus.refuse_other_versions(version)
-    await resumable.terminate(service, caller.tenant, upload_id)
+    await resumable.terminate(service, caller, upload_id)
     return Response(status_code=204)

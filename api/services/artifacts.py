@@ -10,9 +10,13 @@ from urllib.parse import quote
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from api.auth import Caller
 from api.deps import Service
 from api.services.jobs import own_job, refuse_before_the_end
+from models import audit
+from models.audit import Action
 from models.blobs import StoredBlob
+from models.database import now
 from models.errors import Code, Failure
 from models.tables import Artifact, Job
 from models.views import ArtifactList, ArtifactView
@@ -70,6 +74,12 @@ def find(service: Service, tenant: str, job_id: str, name: str) -> Artifact:
         if artifact is None:
             raise _no_such_artifact(session, job)
         return artifact
+
+
+def leave_trace(service: Service, caller: Caller, action: Action, object_id: str) -> None:
+    """Say in the audit trail that bytes are given out, before the first one is: each request, also for a range."""
+    with service.database.transaction() as session:
+        audit.record(session, caller, action, object_id, now(session))
 
 
 def download(service: Service, artifact: Artifact) -> Download:

@@ -7,14 +7,15 @@ import asyncio
 from fastapi import Request
 
 from api import tus
+from api.auth import Caller
 from api.bodies import too_large
 from api.deps import Service
 from api.digests import expected_sha256
 from api.services.first_bytes import refuse_by_first_bytes
 from api.services.resumable import settled
-from api.services.uploads import clean_name
+from api.services.uploads import UPLOADED, clean_name
 from api.transfers import Transfer
-from models import uploads
+from models import audit, uploads
 from models.blobs import Blob
 from models.database import now
 from models.errors import Code, Failure
@@ -29,7 +30,7 @@ async def use(
     service: Service,
     request: Request,
     table: UploadTable,
-    tenant: str,
+    caller: Caller,
     upload_id: str,
     name: str | None,
     limit_bytes: int,
@@ -44,10 +45,10 @@ async def use(
     if tus.has_body(request):
         raise Failure(Code.BAD_REQUEST, "The bytes are those of the upload named in `upload`: send no body.")
     announced = expected_sha256(request.headers)
-    await asyncio.to_thread(_known, service, tenant, upload_id)
+    await asyncio.to_thread(_known, service, caller.tenant, upload_id)
     async with service.transfers.hold(upload_id) as transfer:
         row = await asyncio.to_thread(
-            _turn, service, table, tenant, upload_id, transfer, name, limit_bytes, announced, read_options
+            _turn, service, table, caller, upload_id, transfer, name, limit_bytes, announced, read_options
         )
     service.nudger.upload_waits()
     return row
@@ -61,7 +62,7 @@ def _known(service: Service, tenant: str, upload_id: str) -> None:
 def _turn(
     service: Service,
     table: UploadTable,
-    tenant: str,
+    caller: Caller,
     upload_id: str,
     transfer: Transfer,
     name: str | None,
@@ -69,7 +70,7 @@ def _turn(
     announced: str | None,
     read_options: ReadOptions | None,
 ) -> Network | Dataset:
-    upload = settled(service, tenant, upload_id, transfer)
+    upload = settled(service, caller.tenant, upload_id, transfer)
     if upload.status != TransferStatus.COMPLETE:
         raise Failure(
             Code.UPLOAD_INCOMPLETE,
@@ -92,11 +93,13 @@ def _turn(
     shown = clean_name(name or upload.name)
     blob = _published(service, table, upload, transfer, shown, read_options)
     with service.database.transaction() as session:
+        moment = now(session)
         added = add_upload(
-            session, table, tenant=tenant, name=shown, blob=blob, now=now(session), read_options=read_options
+            session, table, tenant=caller.tenant, name=shown, blob=blob, now=moment, read_options=read_options
         )
         if not uploads.become(session, upload_id, table, added.id, before):
             raise Failure(Code.UPLOAD_BUSY, "Another request is using this upload.")
+        audit.record(session, caller, UPLOADED[table], added.id, moment)
         return added
 
 

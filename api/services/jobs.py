@@ -13,12 +13,14 @@ from sqlalchemy import delete, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from api.auth import Caller
 from api.deps import Service
 from api.pages import cursor_of, id_of
 from api.services.devices import device_classes
 from api.services.preview import preview
 from api.services.specs import CheckedSpec, check, merge
-from models import logs, queue, transitions
+from models import audit, logs, queue, transitions
+from models.audit import Action
 from models.database import now
 from models.errors import Code, Failure, FieldProblem, JobError
 from models.ids import is_id
@@ -91,28 +93,35 @@ def dry_run(service: Service, tenant: str, document: dict[str, Any]) -> DryRun:
         return preview(check(session, service.settings, tenant, document))
 
 
-def submit(service: Service, tenant: str, document: dict[str, Any], key: str | None) -> Submitted:
+def submit(
+    service: Service,
+    caller: Caller,
+    document: dict[str, Any],
+    key: str | None,
+    action: Action = Action.JOB_SUBMITTED,
+) -> Submitted:
     """Queue a job, and nudge the workers that could take it.
 
     Raises `Failure` with `bad_request` for a key that is empty, longer than 255 or not printable ASCII, with
     `idempotency_in_flight` or `idempotency_mismatch` for one in use, and as `specs.check` does.
     """
     if key is None:
-        return _submit(service, tenant, document, None)
+        return _submit(service, caller, document, None, action)
     if not 0 < len(key) <= MAX_KEY_LENGTH or not key.isascii() or not key.isprintable():
         problem = FieldProblem(pointer="/header/idempotency-key", message="1 to 255 printable ASCII characters")
         raise Failure(Code.BAD_REQUEST, "The Idempotency-Key is not valid.", problems=(problem,))
-    with service.in_flight.hold(tenant, key):
-        return _submit(service, tenant, document, key)
+    with service.in_flight.hold(caller.tenant, key):
+        return _submit(service, caller, document, key, action)
 
 
-def clone(service: Service, tenant: str, job_id: str, overrides: dict[str, Any], key: str | None) -> Submitted:
+def clone(service: Service, caller: Caller, job_id: str, overrides: dict[str, Any], key: str | None) -> Submitted:
     with service.database.read() as session:
-        original = own_job(session, tenant, job_id).spec
-    return submit(service, tenant, merge(original, overrides), key)
+        original = own_job(session, caller.tenant, job_id).spec
+    return submit(service, caller, merge(original, overrides), key, Action.JOB_CLONED)
 
 
-def _submit(service: Service, tenant: str, document: dict[str, Any], key: str | None) -> Submitted:
+def _submit(service: Service, caller: Caller, document: dict[str, Any], key: str | None, action: Action) -> Submitted:
+    tenant = caller.tenant
     body_sha256 = hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
     with service.database.read() as session:
         earlier = _earlier(service, session, tenant, key, body_sha256)
@@ -123,6 +132,7 @@ def _submit(service: Service, tenant: str, document: dict[str, Any], key: str | 
     try:
         with service.database.transaction() as session:
             job = _insert(session, tenant, checked)
+            audit.record(session, caller, action, job.id, job.created_at)
             if key is not None:
                 _remember(session, tenant, key, body_sha256, job.id)
             view = view_of(service.settings, job, queue.queue_position(session, job))
@@ -201,25 +211,28 @@ def page(service: Service, tenant: str, statuses: Sequence[JobStatus], limit: in
         )
 
 
-def cancel(service: Service, tenant: str, job_id: str) -> JobView:
+def cancel(service: Service, caller: Caller, job_id: str) -> JobView:
     """Raises `Failure` with `already_finished` and the status once the job has succeeded or failed."""
     with service.database.transaction() as session:
-        own_job(session, tenant, job_id)
-        status = transitions.cancel(session, tenant, job_id, now(session))
+        before, moment = own_job(session, caller.tenant, job_id).status, now(session)
+        status = transitions.cancel(session, caller.tenant, job_id, moment)
         if status is None:
             raise no_such_job()
         if status in (JobStatus.SUCCEEDED, JobStatus.FAILED):
             raise Failure(Code.ALREADY_FINISHED, f"The job has already {status}.", where=status)
+        if status != before:
+            audit.record(session, caller, Action.JOB_CANCELLED, job_id, moment)
         session.expire_all()
-        job = own_job(session, tenant, job_id)
+        job = own_job(session, caller.tenant, job_id)
         return view_of(service.settings, job, queue.queue_position(session, job))
 
 
-def remove(service: Service, tenant: str, job_id: str) -> None:
+def remove(service: Service, caller: Caller, job_id: str) -> None:
     """Raises `Failure` with `in_use` while the job has not ended."""
     with service.database.transaction() as session:
-        if not is_id(job_id, "job") or not transitions.delete_job(session, tenant, job_id):
+        if not is_id(job_id, "job") or not transitions.delete_job(session, caller.tenant, job_id):
             raise no_such_job()
+        audit.record(session, caller, Action.JOB_DELETED, job_id, now(session))
 
 
 def report(service: Service, tenant: str, job_id: str) -> tuple[dict[str, Any], dict[str, Any]]:

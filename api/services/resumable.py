@@ -11,13 +11,15 @@ from datetime import datetime, timedelta
 from fastapi import Request
 
 from api import tus
+from api.auth import Caller
 from api.bodies import Disconnected, refuse_encodings, stream
 from api.deps import Service
 from api.digests import checksums_of_part, expected_sha256, mismatch
 from api.errors import HeaderedFailure
 from api.services.uploads import clean_name
 from api.transfers import Transfer
-from models import quotas, uploads
+from models import audit, quotas, uploads
+from models.audit import Action
 from models.database import now
 from models.errors import Code, Failure
 from models.statuses import TransferStatus
@@ -40,7 +42,7 @@ def max_size_bytes(service: Service) -> int:
 
 
 def create(
-    service: Service, request: Request, tenant: str, length: str | None, metadata: str | None
+    service: Service, request: Request, caller: Caller, length: str | None, metadata: str | None
 ) -> ResumableUpload:
     """Reserve the bytes. Raises `Failure` with `bad_request`, `too_large`, `too_many_uploads`, `quota_exceeded` and
     `disk_full`."""
@@ -60,13 +62,13 @@ def create(
     name = clean_name(tus.name_in(metadata))
     sha256 = expected_sha256(request.headers)
     service.transfers.incoming.refuse_without_room(size_bytes)
-    settings = service.settings
+    settings, tenant = service.settings, caller.tenant
     with service.database.transaction() as session:
         quotas.lock_tenant(session, tenant)
         moment = now(session)
         quotas.refuse_one_more_upload(session, tenant, settings.max_open_uploads, moment)
         quotas.refuse_over(session, tenant, settings.max_stored_bytes, moment, more_bytes=size_bytes)
-        return uploads.create(
+        row = uploads.create(
             session,
             tenant=tenant,
             name=name,
@@ -76,6 +78,8 @@ def create(
             expires_at=_end_of_rest(service, moment),
             now=moment,
         )
+        audit.record(session, caller, Action.UPLOAD_CREATED, row.id, moment)
+        return row
 
 
 async def offset(service: Service, tenant: str, upload_id: str) -> Offset:
@@ -112,11 +116,11 @@ async def receive(service: Service, request: Request, tenant: str, upload_id: st
         return await asyncio.to_thread(_end, service, row, transfer)
 
 
-async def terminate(service: Service, tenant: str, upload_id: str) -> None:
+async def terminate(service: Service, caller: Caller, upload_id: str) -> None:
     """Forget an upload and its bytes; what it was turned into stays."""
-    await asyncio.to_thread(_find, service, tenant, upload_id)
+    await asyncio.to_thread(_find, service, caller.tenant, upload_id)
     async with service.transfers.hold(upload_id) as transfer:
-        await asyncio.to_thread(_remove, service, upload_id, transfer)
+        await asyncio.to_thread(_remove, service, caller, upload_id, transfer)
     service.transfers.forget(upload_id)
 
 
@@ -232,10 +236,11 @@ def _drop(service: Service, row: ResumableUpload, transfer: Transfer) -> None:
     transfer.go_back(0)
 
 
-def _remove(service: Service, upload_id: str, transfer: Transfer) -> None:
+def _remove(service: Service, caller: Caller, upload_id: str, transfer: Transfer) -> None:
     with service.database.transaction() as session:
         if not uploads.remove(session, upload_id):
             raise Failure(Code.NOT_FOUND, "There is no such upload.")
+        audit.record(session, caller, Action.UPLOAD_DELETED, upload_id, now(session))
     transfer.file.remove()
 
 

@@ -12,11 +12,14 @@ from fastapi import Request
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from api.auth import Caller
 from api.bodies import CHUNK_BYTES, in_chunks, refuse_encodings, refuse_forms, stream
 from api.deps import Service
 from api.digests import checksums_of_part, expected_sha256, mismatch
 from api.pages import cursor_of, id_of
 from api.services.first_bytes import refuse_by_first_bytes
+from models import audit
+from models.audit import Action
 from models.blobs import Blob
 from models.database import now
 from models.errors import Code, Failure, FieldProblem, JobError
@@ -33,6 +36,8 @@ Row = TypeVar("Row", Network, Dataset)
 
 MAX_NAME_LENGTH = 255
 NOUNS: dict[UploadTable, str] = {Network: "network", Dataset: "data set"}
+UPLOADED: dict[UploadTable, Action] = {Network: Action.NETWORK_UPLOADED, Dataset: Action.DATASET_UPLOADED}
+DELETED: dict[UploadTable, Action] = {Network: Action.NETWORK_DELETED, Dataset: Action.DATASET_DELETED}
 
 
 def clean_name(name: str | None) -> str:
@@ -45,7 +50,7 @@ async def accept(
     service: Service,
     request: Request,
     table: UploadTable,
-    tenant: str,
+    caller: Caller,
     name: str | None,
     limit_bytes: int,
     read_options: ReadOptions | None = None,
@@ -63,7 +68,7 @@ async def accept(
     declared = request.headers.get("content-length", "")
     expected = int(declared) if declared.isdecimal() and int(declared) <= limit_bytes else None
     settings = service.settings
-    left = await asyncio.to_thread(_quota_left, service, tenant, expected or 0)
+    left = await asyncio.to_thread(_quota_left, service, caller.tenant, expected or 0)
     limit = limit_bytes if expected is not None else min(limit_bytes, left)
     pieces = stream(request, limit, settings.body_idle_seconds, settings.body_minimum_bytes_per_second)
     writer = await asyncio.to_thread(service.blobs.writer, expected_bytes=expected)
@@ -86,7 +91,7 @@ async def accept(
         if sha256 not in (None, writer.sha256()):
             raise mismatch("Repr-Digest")
         blob = await asyncio.to_thread(writer.publish)
-    row = await asyncio.to_thread(_add, service, table, tenant, clean_name(name), blob, read_options)
+    row = await asyncio.to_thread(_add, service, table, caller, clean_name(name), blob, read_options)
     service.nudger.upload_waits()
     return row
 
@@ -124,13 +129,15 @@ def _quota_left(service: Service, tenant: str, more_bytes: int) -> int:
 
 
 def _add(
-    service: Service, table: UploadTable, tenant: str, name: str, blob: Blob, read_options: ReadOptions | None
+    service: Service, table: UploadTable, caller: Caller, name: str, blob: Blob, read_options: ReadOptions | None
 ) -> Network | Dataset:
+    tenant = caller.tenant
     with service.database.transaction() as session:
         lock_tenant(session, tenant)
         moment = now(session)
         row = add_upload(session, table, tenant=tenant, name=name, blob=blob, now=moment, read_options=read_options)
         refuse_over(session, tenant, service.settings.max_stored_bytes, moment)
+        audit.record(session, caller, UPLOADED[table], row.id, moment)
         return row
 
 
@@ -223,8 +230,9 @@ def dataset_page(service: Service, tenant: str, limit: int, after: str | None) -
     return DatasetPage(data=[dataset_view(row) for row in rows], has_more=has_more, next_cursor=cursor)
 
 
-def remove(service: Service, table: UploadTable, tenant: str, upload_id: str) -> None:
+def remove(service: Service, table: UploadTable, caller: Caller, upload_id: str) -> None:
     """Raises `Failure` with `in_use` while a job names it."""
     with service.database.transaction() as session:
-        if not is_id(upload_id, PREFIXES[table]) or not delete_upload(session, table, tenant, upload_id):
+        if not is_id(upload_id, PREFIXES[table]) or not delete_upload(session, table, caller.tenant, upload_id):
             raise Failure(Code.NOT_FOUND, f"There is no such {NOUNS[table]}.")
+        audit.record(session, caller, DELETED[table], upload_id, now(session))

@@ -16,10 +16,16 @@ from rich.markup import escape
 from modelpress import commands
 from modelpress.outcomes import ApiError, DownloadError, ModelpressError, PrepareError, UploadRejected
 
+OPERATORS = {
+    "keys": "make, list, rotate and revoke API keys",
+    "audit": "who did what: the audit trail",
+}
+"""Commands that the service's own program reads and does."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
-    options = _parser().parse_args(arguments)
+    options = _options(sys.argv[1:] if arguments is None else arguments)
     problems = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
         status: int = options.run(options)
@@ -36,6 +42,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ApiError, ModelpressError, OSError, TimeoutError) as error:
         problems.print(f"[red]error:[/red] {escape(str(error))}")
         return 2
+
+
+def _options(arguments: Sequence[str]) -> argparse.Namespace:
+    if arguments and arguments[0] in OPERATORS:
+        return argparse.Namespace(run=commands.operate, words=arguments)
+    return _parser().parse_args(arguments)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -120,17 +132,9 @@ def _parser() -> argparse.ArgumentParser:
     fetch.add_argument("job")
     fetch.add_argument("-o", "--output", metavar="DIR", help="default: the job's id")
 
-    keys = add("keys", "make, list and revoke API keys, on the machine of the service and with its settings")
-    action = keys.add_subparsers(dest="action", required=True, metavar="ACTION")
-    create = action.add_parser("create", help="make a key and print it, once; only its hash is stored")
-    create.add_argument("--tenant", help="whose networks, data sets and jobs it opens")
-    create.add_argument("--name", help="to know it again in the list")
-    create.add_argument("--read-only", action="store_true", help="it may look and download, and change nothing")
-    listing = action.add_parser("list", help="list keys, never their secrets")
-    listing.add_argument("--tenant")
-    listing.add_argument("--json", action="store_true")
-    revoke = action.add_parser("revoke", help="make a key useless at once")
-    revoke.add_argument("id", help="as `list` shows it")
+    for name, text in OPERATORS.items():  # `_options` passes them on before they come here
+        added = command.add_parser(name, help=f"{text}, on the machine of the service and with its settings")
+        added.set_defaults(run=commands.operate, words=[name])
 
     add("demo", "show everything on this machine: a service of its own, a small network, real data")
     return parser

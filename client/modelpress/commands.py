@@ -19,7 +19,7 @@ from modelpress.comparison import comparison
 from modelpress.job import Job
 from modelpress.network_file import prepare as prepare_network
 from modelpress.offline import check as check_file
-from modelpress.offline import manage_keys
+from modelpress.offline import operate as operate_service
 from modelpress.outcomes import ModelpressError, describe_error
 from modelpress.progress import job_bar, note, transfers
 from modelpress.sensitivity_table import sensitivity_tables
@@ -174,8 +174,8 @@ def fetch(options: Options) -> int:
     return 0
 
 
-def keys(options: Options) -> int:
-    return manage_keys(options)
+def operate(options: Options) -> int:
+    return operate_service(options.words)
 
 
 def demo(options: Options) -> int:

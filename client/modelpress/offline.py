@@ -1,8 +1,7 @@
-"""What is done on this machine, without HTTP: `check` reads a file as the engine does, `keys` is for operators."""
+"""What is done on this machine, without HTTP: `check` reads a file as the engine does, `operate` is for operators."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -66,20 +65,16 @@ def _check(file: Path, wanted: Json) -> Json:
     raise ModelpressError(f"The engine ended with status {done.returncode}: {done.stderr.strip()[-600:]}")
 
 
-def manage_keys(options: argparse.Namespace) -> int:
-    """Make, list or revoke keys in the service's database, with the service's own program and `MODELPRESS_*` settings.
+def operate(words: Sequence[str]) -> int:
+    """A command for operators, done by the service's own program with its `MODELPRESS_*` settings; the exit status.
 
     Raises ModelpressError when the service is not installed here.
     """
-    given = vars(options)
-    words = [f"--{name}={given[name]}" for name in ("tenant", "name") if given.get(name)]
-    words += [option for name, option in (("read_only", "--read-only"), ("json", "--json")) if given.get(name)]
-    words += ["--", given["id"]] if "id" in given else []
-    command = [sys.executable, "-P", "-m", "api", "keys", options.action, *words]
+    command = [sys.executable, "-P", "-m", "api", *words]
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
     if "No module named" in done.stderr:
         missing = done.stderr.strip().splitlines()[-1]
-        raise ModelpressError(f"keys needs the service: `pip install 'modelpress[api]'` ({missing}).")
+        raise ModelpressError(f"{words[0]} needs the service: `pip install 'modelpress[api]'` ({missing}).")
     sys.stderr.write(done.stderr)
     return done.returncode
 

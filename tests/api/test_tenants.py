@@ -12,6 +12,7 @@ from sqlalchemy import update
 
 from api.auth import NotStarting, create_key, prepare_access
 from models.database import Database, now
+from models.scopes import READ_ONLY
 from models.settings import Settings
 from models.tables import Key
 from tests.api import stories
@@ -113,7 +114,7 @@ def test_the_objects_of_another_tenant_are_as_unknown_as_random_ids(closed: Api,
 
 def test_a_reading_key_may_not_write(closed: Api) -> None:
     with closed.service.database.transaction() as session:
-        secret = create_key(session, "a", "reader", read_only=True)
+        secret = create_key(session, "a", "reader", scopes=READ_ONLY)
     with closed.with_key(secret) as client:
         assert client.get("/jobs").status_code == 200
         problem_of(client.post("/models", content=stories.a_pt2()), 403, "forbidden")

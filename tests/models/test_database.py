@@ -10,12 +10,13 @@ from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import create_engine, func, inspect, select, text
 from sqlalchemy.exc import InternalError, OperationalError, ProgrammingError
 
-from models.database import Database, migrate, now, upsert
+from models.database import Database, migrate, migration_config, now, upsert
 from models.errors import Code, Failure
 from models.tables import Base, Idempotency, Key
 from tests.models.rows import at
@@ -25,13 +26,34 @@ from tests.services import Postgres
 
 def key(key_id: str, *, name: str = "first", created_at: datetime | None = None) -> Key:
     secret = key_id.encode().ljust(32)
-    return Key(id=key_id, tenant="a", name=name, secret_sha256=secret, read_only=False, created_at=created_at or at(0))
+    return Key(id=key_id, tenant="a", name=name, secret_sha256=secret, scopes="read", created_at=created_at or at(0))
 
 
 def test_the_migrations_build_exactly_the_tables(database: Database) -> None:
     with database.engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
         assert compare_metadata(context, Base.metadata) == []
+
+
+def test_keys_keep_their_rights_when_rights_become_scopes_and_back(tmp_path: Path) -> None:
+    engine = create_engine(f"sqlite:///{tmp_path / 'old.sqlite3'}")
+    row = "INSERT INTO keys (id, tenant, name, secret_sha256, created_at, {0}) VALUES ('{1}', 'a', '', '{1}', '', {2})"
+
+    def rights(column: str) -> dict[str, object]:
+        found = connection.execute(text(f"SELECT id, {column} FROM keys"))
+        return dict(found.tuples().all())
+
+    with engine.begin() as connection:
+        config = migration_config(connection)
+        command.upgrade(config, "0006")
+        for key_id, read_only in (("reader", 1), ("writer", 0)):
+            connection.execute(text(row.format("read_only", key_id, read_only)))
+        command.upgrade(config, "0008")
+        assert rights("scopes") == {"reader": "read", "writer": "read upload submit delete"}
+        connection.execute(text(row.format("scopes", "sender", "'read upload'")))
+        command.downgrade(config, "0006")
+        assert rights("read_only") == {"reader": 1, "writer": 0, "sender": 1}
+    engine.dispose()
 
 
 def test_a_transaction_that_raises_leaves_nothing(database: Database) -> None:

@@ -8,11 +8,11 @@ import pytest
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from models import attempts, retention, transitions
+from models import attempts, audit, retention, transitions
 from models.database import Database, now
 from models.settings import Settings
 from models.statuses import TERMINAL, JobStatus
-from models.tables import Artifact, Checkpoint, Event, Idempotency, Job
+from models.tables import Artifact, Audit, Checkpoint, Event, Idempotency, Job
 from tests.models.rows import at, claim, job_in, submit
 
 
@@ -58,8 +58,21 @@ def test_everything_that_is_due_goes_in_one_round(database: Database, monkeypatc
             row = Idempotency(tenant="a", key=str(number), body_sha256="", job_id="", created_at=at(-(10**9)))
             session.add(row)
     kept = Settings(keep_jobs_days=4.0)
-    assert retention.expire(database, kept) == (0, 0, 7)
-    assert retention.expire(database, Settings()) == (0, 0, 0)
-    assert retention.expire(database, Settings(keep_jobs_days=2.0)) == (7, 0, 0)
+    assert retention.expire(database, kept) == (0, 0, 7, 0)
+    assert retention.expire(database, Settings()) == (0, 0, 0, 0)
+    assert retention.expire(database, Settings(keep_jobs_days=2.0)) == (7, 0, 0, 0)
     with database.read() as session:
         assert session.scalars(select(Job.id)).all() == job_ids[:1]
+        expired = session.scalars(select(Audit.object_id).where(Audit.action == "job.expired", Audit.tenant == "a"))
+        assert set(expired) == set(job_ids[1:])
+
+
+def test_the_audit_trail_goes_when_it_is_old(database: Database) -> None:
+    with database.transaction() as session:
+        for days in (0, 2, 4):
+            then = now(session) - timedelta(days=days)
+            audit.record(session, audit.Actor("a"), audit.Action.JOB_DELETED, f"job_{days}", then)
+    assert retention.expire(database, Settings(keep_audit_days=None)).audit_rows == 0
+    assert retention.expire(database, Settings(keep_audit_days=3.0)).audit_rows == 1
+    with database.read() as session:
+        assert set(session.scalars(select(Audit.object_id))) == {"job_0", "job_2"}
