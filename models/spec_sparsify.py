@@ -4,18 +4,25 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from models.criteria import GradientLoss, WeightCriterion
 from models.spec_prune import Schedule
 from models.spec_types import Fraction, Glob, Strict
 
 
+def _pair(value: Any) -> Any:
+    """A JSON array: where a union's choice is a function of ours, pydantic forgets that it reads JSON."""
+    return tuple(value) if isinstance(value, list) else value
+
+
 class NOfM(Strict):
     """`n` weights of every `m` that lie side by side along a layer's inputs stay: `[2, 4]` is what sparse tensor cores
     run (Mishra et al., 2021)."""
 
-    n_of_m: tuple[Annotated[int, Field(ge=1, le=63)], Annotated[int, Field(ge=2, le=64)]]
+    n_of_m: Annotated[
+        tuple[Annotated[int, Field(ge=1, le=63)], Annotated[int, Field(ge=2, le=64)]], BeforeValidator(_pair)
+    ]
 
     @model_validator(mode="after")
     def _fewer_than_all(self) -> NOfM:
@@ -27,7 +34,9 @@ class NOfM(Strict):
 class Blocks(Strict):
     """Whole blocks of so many outputs by so many inputs go (Gray et al., 2017)."""
 
-    block: tuple[Annotated[int, Field(ge=1, le=256)], Annotated[int, Field(ge=1, le=256)]]
+    block: Annotated[
+        tuple[Annotated[int, Field(ge=1, le=256)], Annotated[int, Field(ge=1, le=256)]], BeforeValidator(_pair)
+    ]
 
 
 def _pattern_kind(value: Any) -> str | None:

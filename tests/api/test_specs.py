@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from api.services.specs import parse_spec
 from models.criteria import CRITERIA
 from tests.api import stories
 from tests.api.serving import Api
@@ -152,3 +153,11 @@ def test_a_dataset_that_does_not_exist_is_not_found_at_its_field(api: Api) -> No
     assert problem_of(api.client.post("/jobs", json=spec), 404, "not_found")["errors"][0]["pointer"] == "/data/dataset"
     spec = {"model": "../net", "steps": [PRUNE]}
     assert problem_of(api.client.post("/jobs", json=spec), 404, "not_found")["errors"][0]["pointer"] == "/model"
+
+
+@pytest.mark.parametrize("pattern", ["weights", {"n_of_m": [2, 4]}, {"block": [2, 4]}])
+def test_every_pattern_of_zeros_can_be_asked_for(pattern: Any) -> None:
+    step = {"step": "sparsify", "pattern": pattern}
+    asked = step if "n_of_m" in pattern else step | {"amount": 0.5}
+    spec = parse_spec({"model": "net_x", "steps": [asked]})
+    assert spec.model_dump(mode="json")["steps"][0]["pattern"] == pattern
