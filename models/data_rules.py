@@ -20,12 +20,16 @@ from models.label_rules import (
 )
 from models.metrics import metrics_of
 from models.spec import Data, Transform
+from models.split_rules import why_no_three_parts
 
 
 def check_data(data: Data, network: NetworkInspection, dataset: DatasetInspection) -> list[FieldProblem]:
     """Every problem of `data`, in the order of its fields."""
     problems = list(_check_inputs(network.inputs, dataset))
     fitting = not problems
+    without_a_part = why_no_three_parts(dataset.samples, dataset.splits)
+    if without_a_part is not None:
+        problems.append(FieldProblem(pointer="/data/dataset", message=without_a_part))
     wrong_labels = list(check_labels(data, network.inputs, dataset))
     problems += wrong_labels
     problems += check_ignore(data, dataset)

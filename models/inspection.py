@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from models.sizes import Sizes
+from models.split_rules import SplitName
 
 
 class _Frozen(BaseModel):
@@ -121,7 +122,7 @@ class DatasetInspection(_Frozen):
     inputs: list[TensorInfo]
     labels: LabelInfo | None
     class_names: list[str] | None = None
-    splits: dict[Literal["train", "val", "test"], int] | None = None
+    splits: dict[SplitName, int] | None = None
     skipped_samples: int = 0
     image_sizes: ImageSizes | None = None
     warnings: list[Notice] = []

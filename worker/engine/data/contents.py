@@ -15,12 +15,13 @@ import numpy as np
 from models.errors import Code, Failure
 from models.formats import HEAD_BYTES, SAVE_DATA, DatasetHead, sniff_dataset
 from models.inspection import DatasetFormat
+from models.split_rules import SplitName
 from worker.engine.data.archive import open_archive
 from worker.engine.data.folders import SUFFIXES, Listing, list_images
 from worker.engine.data.npy import Array, read_npy
 from worker.engine.data.npz import read_npz
 from worker.engine.data.pictures import Pictures, ZippedPictures
-from worker.engine.data.splits import SplitName, split_names
+from worker.engine.data.splits import split_names
 from worker.engine.data.tar import list_members, pictures_of
 from worker.engine.data.tensors import read_safetensors
 from worker.engine.data.tfrecord import read_tfrecord

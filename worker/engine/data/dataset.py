@@ -14,11 +14,12 @@ from models.inspection import TensorInfo
 from models.label_rules import POSITION_TASKS, class_channels
 from models.metrics import metrics_of
 from models.spec import Data, Metric, Task
+from models.split_rules import SplitName
 from worker.engine.data.contents import read_contents
 from worker.engine.data.images import ImageSamples
 from worker.engine.data.labels import Labels, read_labels
 from worker.engine.data.samples import ArraySamples, Samples
-from worker.engine.data.splits import Rows, SplitName, make_splits
+from worker.engine.data.splits import Rows, make_splits
 from worker.engine.data.tokens import NextTokens, next_tokens
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from models.errors import Code, Failure
-from worker.engine.data.splits import SPLIT_NAMES, SplitName
+from models.split_rules import SplitName
+from worker.engine.data.splits import SPLIT_NAMES
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
 

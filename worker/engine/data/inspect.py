@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 
 from models.inspection import DatasetInspection, ImageSizes, Notice, TensorInfo
+from models.split_rules import SplitName
 from worker.engine.data.contents import Contents, read_contents
 from worker.engine.data.images import check_bad_share, decode
 from worker.engine.data.labels import label_info
 from worker.engine.data.npz import check_contents
 from worker.engine.data.pictures import BadImage, Pictures
 from worker.engine.data.samples import check_finite
-from worker.engine.data.splits import SPLIT_NAMES, Rows, SplitName
+from worker.engine.data.splits import SPLIT_NAMES, Rows
 
 
 def inspect_dataset(path: Path) -> DatasetInspection:

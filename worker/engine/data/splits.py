@@ -7,15 +7,16 @@ seed, each class in proportion, and marked: the original may have been trained o
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from models.errors import Code, Failure
+from models.split_rules import HELD_OUT, SplitName, drawn_from, why_no_three_parts
 from worker.engine.data.npy import Array
 
-SplitName = Literal["train", "val", "test"]
 SPLIT_NAMES: dict[str, SplitName] = {
     "train": "train",
     "val": "val",
@@ -25,8 +26,6 @@ SPLIT_NAMES: dict[str, SplitName] = {
 }
 PARTS: tuple[SplitName, ...] = ("train", "val", "test")
 MEANINGS = "train, val or test (as numbers 0, 1 or 2)"
-HELD_OUT = 0.1
-MINIMUM_SAMPLES = 3
 
 Rows = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -68,12 +67,10 @@ def make_splits(samples: int, given: list[SplitName] | None, classes: Array | No
 
     Raises Failure(DATASET_BAD) when a part would be empty.
     """
+    wrong = why_no_three_parts(samples, None if given is None else Counter(given))
+    if wrong is not None:
+        raise Failure(Code.DATASET_BAD, wrong, where=None if given is None else "split")
     if given is None:
-        if samples < MINIMUM_SAMPLES:
-            raise Failure(
-                Code.DATASET_BAD,
-                f"{samples} samples cannot be split into train, val and test; send at least {MINIMUM_SAMPLES}.",
-            )
         everything = np.arange(samples)
         train, held_out = _draw(everything, max(2, 2 * round(samples * HELD_OUT)), classes, seed)
         return Splits(train, np.sort(held_out[0::2]), np.sort(held_out[1::2]), made_here=True)
@@ -81,16 +78,10 @@ def make_splits(samples: int, given: list[SplitName] | None, classes: Array | No
     names = np.asarray(given)
     train, val, test = (np.flatnonzero(names == name) for name in ("train", "val", "test"))
     made_here = False
-    if not len(train):
-        raise _empty("train", "mark the samples to train on, or leave the split out")
     if not len(val):
-        if len(train) < 2:
-            raise _empty("val", "mark some samples as val")
-        train, drawn = _draw(train, max(1, round(len(train) * HELD_OUT)), classes, seed)
+        train, drawn = _draw(train, drawn_from(len(train)), classes, seed)
         val, made_here = np.sort(drawn), True
     if not len(test):
-        if len(val) < 2:
-            raise _empty("test", "mark some samples as test")
         val, drawn = _draw(val, len(val) // 2, classes, seed)
         test, made_here = np.sort(drawn), True
     return Splits(train, val, test, made_here)
@@ -105,7 +96,3 @@ def _draw(rows: Rows, count: int, classes: Array | None, seed: int) -> tuple[Row
     positions = ((np.arange(count) + 0.5) * len(rows) / count).astype(np.int64)
     drawn = shuffled[positions]
     return np.setdiff1d(rows, drawn), drawn
-
-
-def _empty(name: str, remedy: str) -> Failure:
-    return Failure(Code.DATASET_BAD, f"The split has no {name!r} samples; {remedy}.", where="split")
