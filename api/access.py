@@ -24,6 +24,8 @@ logger = logging.getLogger("modelpress.access")
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9_.:-]{1,128}")
 _HOST = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
+MAX_HEADER_BYTES = 64 << 10
+"""What the proxy of docker-compose.yml takes, for those who run without one: the server's parser has no limit."""
 LINGER_SECONDS = 2.0
 LINGER_BYTES = 16 << 20
 CLIENT_CLOSED_REQUEST = 499
@@ -48,6 +50,8 @@ class AccessMiddleware:
         try:
             if exchange.is_malformed():
                 await exchange.refuse(Code.BAD_REQUEST, "The Host header or the target is malformed.")
+            elif exchange.has_long_headers():
+                await exchange.refuse(Code.HEADERS_TOO_LARGE, f"The headers have more than {MAX_HEADER_BYTES} bytes.")
             else:
                 await self.app(scope, exchange.receive, exchange.send)
         except Disconnected:
@@ -65,7 +69,7 @@ class _Exchange:
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._scope, self._receive, self._send = scope, receive, send
         headers = dict(scope["headers"])
-        self._host = headers.get(b"host", b"")
+        self._hosts = [value for name, value in scope["headers"] if name == b"host"]
         given = headers.get(b"x-request-id", b"")
         self.request_id = given.decode() if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
         scope.setdefault("state", {})["request_id"] = self.request_id
@@ -79,7 +83,11 @@ class _Exchange:
         self.status = 0
 
     def is_malformed(self) -> bool:
-        return not self._scope["path"].startswith("/") or not _HOST.fullmatch(self._host)
+        return not self._scope["path"].startswith("/") or len(self._hosts) != 1 or not _HOST.fullmatch(self._hosts[0])
+
+    def has_long_headers(self) -> bool:
+        target = len(self._scope["raw_path"]) + len(self._scope["query_string"])
+        return target + sum(len(name) + len(value) for name, value in self._scope["headers"]) > MAX_HEADER_BYTES
 
     async def refuse(self, code: Code, detail: str) -> None:
         response = problem_response(Request(self._scope), code, detail)

@@ -66,6 +66,7 @@ class Code(StrEnum):
 
     # A request was refused.
     BAD_REQUEST = "bad_request"
+    HEADERS_TOO_LARGE = "headers_too_large"
     INVALID_REQUEST = "invalid_request"
     INVALID_SPEC = "invalid_spec"
     NO_LAYER_MATCHES = "no_layer_matches"
@@ -131,6 +132,7 @@ HINTS: dict[Code, str] = {
     Code.UPLOAD_EXPIRED: "Create a new upload; `Upload-Expires` tells how long one may rest.",
     Code.UPLOAD_BUSY: "Try again in a second.",
     Code.BAD_REQUEST: "Send the header or parameter named here as `/docs` describes it.",
+    Code.HEADERS_TOO_LARGE: "Send no more than 64 KiB of headers, and shorter parameters.",
     Code.INVALID_REQUEST: "Correct the fields named in `errors`.",
     Code.INVALID_SPEC: "Correct the fields named in `errors`; `/schema/job` has the schema.",
     Code.NO_LAYER_MATCHES: "See `layers` of the network for its layer names.",
