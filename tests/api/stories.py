@@ -128,13 +128,17 @@ def submit(api: Api, client: httpx.Client | None = None, **more: Any) -> dict[st
     return job
 
 
-def start(database: Database) -> Job:
+def claimed(database: Database) -> Job | None:
     with database.transaction() as session:
-        job = transitions.claim(
+        return transitions.claim(
             session, device_class="cpu", worker_id="w1", lease_until=now(session) + LEASE, now=now(session)
         )
-        assert job is not None
-        return job
+
+
+def start(database: Database) -> Job:
+    job = claimed(database)
+    assert job is not None
+    return job
 
 
 def say(database: Database, job: Job, *events: EngineEvent) -> None:

@@ -109,16 +109,22 @@ def test_an_archive_of_anything_else_is_refused(name: str, tmp_path: Path) -> No
     assert says in caught.value.message
 
 
-@pytest.mark.parametrize(
-    "kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, b"L", b"x", b"S"]
-)
-def test_members_that_are_no_plain_files_are_refused(kind: bytes, tmp_path: Path) -> None:
-    path = packed(tmp_path / "n.tar", {"network.onnx": apart().SerializeToString()})
+def linked(path: Path, kind: bytes) -> Path:
+    """The weights of the network in it are a link, a device …"""
+    packed(path, {"network.onnx": apart().SerializeToString()})
     link = tarfile.TarInfo("network.data")
     link.type, link.linkname = kind, "/etc/passwd"
     content = path.read_bytes()
     end = 512 * (2 + (len(apart().SerializeToString()) - 1) // 512)
     path.write_bytes(content[:end] + link.tobuf(tarfile.USTAR_FORMAT) + bytes(1024))
+    return path
+
+
+@pytest.mark.parametrize(
+    "kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, b"L", b"x", b"S"]
+)
+def test_members_that_are_no_plain_files_are_refused(kind: bytes, tmp_path: Path) -> None:
+    path = linked(tmp_path / "n.tar", kind)
     with pytest.raises(Failure, match="plain file") as caught:
         read_network(path)
     assert caught.value.code == Code.BAD_ARCHIVE

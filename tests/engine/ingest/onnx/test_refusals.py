@@ -84,7 +84,7 @@ def _huge(network: ModelProto) -> None:
     network.graph.initializer.append(numpy_helper.from_array(ints(1 << 40), "many"))
 
 
-def _deep() -> bytes:
+def deep() -> bytes:
     """Fields nested a million deep: graph -> node -> attribute -> graph …"""
     inner: bytes = b""
     for _ in range(30_000):
@@ -188,7 +188,7 @@ def test_the_file_that_all_these_changes_are_made_to_is_read(tmp_path: Path) -> 
 
 def test_fields_nested_without_end_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "network.onnx"
-    path.write_bytes(_deep())
+    path.write_bytes(deep())
     with pytest.raises(Failure, match="no ONNX network"):
         read_network(path)
 
