@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.criteria import criteria
+from bench.int8 import int8
 from bench.job import starts, whole_jobs
 from bench.networks import networks
 from bench.row import Row
@@ -31,7 +32,7 @@ WIDTH = 110
 """Characters, so that no row breaks where the terminal does not say its width."""
 
 
-PARTS = ("service", "training", "criteria", "networks", "sizes")
+PARTS = ("service", "training", "criteria", "networks", "sizes", "int8")
 
 
 def main() -> int:
@@ -54,6 +55,8 @@ def main() -> int:
         networks(console, chosen.jobs)
     if "sizes" in wanted:
         sizes(console)
+    if "int8" in wanted:
+        int8(console)
     return 0
 
 

@@ -14,6 +14,11 @@ from models.spec_types import Glob, Strict
 Ranges = Literal["minmax", "entropy", "percentile", "mse"]
 WeightRanges = Literal["minmax", "mse"]
 PERCENTILE = 99.99
+REDUCE_RANGE: Any = Field(
+    default=True,
+    description="Weights of 7 bits, which are exact and fast on every processor: x86 ones without VNNI sum two "
+    "products in 16 bits and clip there. `false` takes all 8 bits, for files that run on VNNI or ARM only.",
+)
 
 
 class LayerInt8(Strict):
@@ -65,6 +70,7 @@ class Int8Choices(Strict):
         default="minmax",
         description="What the integers of an output channel's weights cover: all, or what errs least (`mse`).",
     )
+    reduce_range: bool = REDUCE_RANGE
     equalize: bool = Field(
         default=False,
         description="First bring channels of unlike size to one size, where only a ReLU or a pooling lies between two "

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from models.spec_int8 import REDUCE_RANGE
 from models.spec_types import LayerChoice, Strict
 
 
@@ -27,6 +28,7 @@ class AutoStep(Strict):
     scheme: Literal["int8"] = "int8"
     method: Literal["auto"] = "auto"
     calibration_samples: Annotated[int, Field(ge=1, le=100_000)] = 256
+    reduce_range: bool = REDUCE_RANGE
     layers: Annotated[list[LayerChoice], Field(max_length=1000)] = Field(default=[])
 
 

@@ -21,9 +21,7 @@ from models.spec import QuantizeStep
 from tests.engine.subjects import dataset_for, lifted, run_in, subject_of
 from tests.networks import randomised
 from worker.engine.export.onnx import export_onnx
-from worker.engine.graph.dynamic import MIDDLE
 from worker.engine.measure.compare import outputs_of, relative_difference, sqnr_db
-from worker.engine.measure.machine import signed_products_saturate
 from worker.engine.measure.runtime import FreshProcess
 from worker.engine.quantize.step import run as quantize
 from worker.engine.subject import Subject
@@ -218,12 +216,12 @@ def test_the_integers_in_the_file_are_those_of_the_engine(integers: tuple[Subjec
     stored = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     buffers = {name: value.numpy() for name, value in subject.network().named_buffers()}
     assert subject.quantization is not None
-    kind, middle = (np.uint8, MIDDLE) if signed_products_saturate() else (np.int8, 0)
     for name in subject.quantization.weight_scales:
         weight, bias = stored[f"{name}.weight"], stored[f"{name}.bias"]
-        assert weight.dtype == kind
+        assert weight.dtype == np.int8
+        assert np.abs(weight.astype(np.int16)).max() == 64
         assert bias.dtype == np.int32
-        assert np.array_equal(weight.astype(np.int16) - middle, buffers[f"{name}.weight"])
+        assert np.array_equal(weight, buffers[f"{name}.weight"])
         assert np.array_equal(bias, buffers[f"{name}.bias"])
 
 

@@ -36,7 +36,7 @@ def test_a_shift_is_the_mean_of_what_rounding_adds(layer: nn.Module) -> None:
         found = torch.func.functional_call(layer, {"weight": rounded}, (round_trip(samples, 0.25, 3),))
     axis = 1
     shift = (found - expected).double().mean([other for other in range(expected.dim()) if other != axis])
-    measured = output_shifts(graph, activations, scales, [(part,) for part in torch.split(samples, 4)])
+    measured = output_shifts(graph, activations, scales, 127, [(part,) for part in torch.split(samples, 4)])
     torch.testing.assert_close(measured["0"], shift)
     assert float(shift.abs().max()) > 1e-3
 
@@ -47,7 +47,7 @@ def test_where_only_weights_are_rounded_the_shift_is_their_error_times_the_mean_
     graph, activations, scales = by_hand(layer)
     samples = torch.randint(-3, 200, (50, 5), generator=torch.Generator().manual_seed(0)) * 0.25
     error = torch.round(layer.weight.detach() / scales["0"][:, None]) * scales["0"][:, None] - layer.weight.detach()
-    measured = output_shifts(graph, activations, scales, [(samples,)])
+    measured = output_shifts(graph, activations, scales, 127, [(samples,)])
     torch.testing.assert_close(measured["0"], (error @ samples.mean(0)).double(), rtol=1e-4, atol=1e-4)
 
 
@@ -56,13 +56,13 @@ def test_a_corrected_layer_is_right_on_average_and_one_without_a_bias_is_left_al
     graph, activations, scales = by_hand(layer)
     samples = torch.randn(64, 5, generator=torch.Generator().manual_seed(0))
     before = graph.get_parameter("0.bias").detach().clone()
-    shift = output_shifts(graph, activations, scales, [(samples,)])["0"]
-    corrected = correct_biases(graph, activations, scales, [(samples,)])
+    shift = output_shifts(graph, activations, scales, 127, [(samples,)])["0"]
+    corrected = correct_biases(graph, activations, scales, 127, [(samples,)])
     torch.testing.assert_close(corrected["0"], before - shift.float())
     assert torch.equal(graph.get_parameter("0.bias"), corrected["0"])
-    assert float(output_shifts(graph, activations, scales, [(samples,)])["0"].abs().max()) > 0
+    assert float(output_shifts(graph, activations, scales, 127, [(samples,)])["0"].abs().max()) > 0
     bare, activations, scales = by_hand(nn.Linear(5, 4, bias=False))
-    assert correct_biases(bare, activations, scales, [(samples,)]) == {}
+    assert correct_biases(bare, activations, scales, 127, [(samples,)]) == {}
 
 
 def test_a_corrected_network_is_replayed_to_the_same_bits(tmp_path: Path) -> None:

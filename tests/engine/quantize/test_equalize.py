@@ -122,7 +122,7 @@ def test_dead_channels_and_zeros_stay(tmp_path: Path) -> None:
 
 def quantized(folder: Path, spread: float, *, equalize: bool) -> tuple[Subject, float]:
     subject = uneven(folder, spread)
-    step = QuantizeStep(step="quantize", calibration_samples=64, equalize=equalize)
+    step = QuantizeStep(step="quantize", calibration_samples=64, reduce_range=False, equalize=equalize)
     run(subject, step, run_in(folder, step, data=dataset_for(subject, folder)))
     inputs = subject.example_inputs(32, seed=7)
     with torch.no_grad():

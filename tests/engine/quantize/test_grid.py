@@ -10,6 +10,8 @@ from onnx.reference import ReferenceEvaluator
 
 from worker.engine.graph.integer import (
     DEQUANTIZE,
+    LARGEST_ACTIVATION,
+    LARGEST_REDUCED,
     ROUND_TRIP,
     activation_grid,
     weight_grid,
@@ -45,6 +47,15 @@ def test_a_weight_grid_is_symmetric_with_one_scale_an_output_channel() -> None:
     scale = weight_grid(weight, None, 1.0)
     torch.testing.assert_close(scale, torch.tensor([0.01, 0.02, 1.0]))
     assert weight_integers(weight, scale).tolist() == [[50, -127], [127, 0], [0, 0]]
+
+
+def test_two_products_with_weights_of_the_reduced_range_fit_16_bits() -> None:
+    """What vpmaddubsw sums before it clips."""
+    weight = torch.tensor([[0.5, -1.28], [1.28, 0.01]])
+    scale = weight_grid(weight, None, 1.0, LARGEST_REDUCED)
+    torch.testing.assert_close(scale, torch.tensor([0.02, 0.02]))
+    assert weight_integers(weight, scale / 2, LARGEST_REDUCED).tolist() == [[50, -64], [64, 1]]
+    assert 2 * LARGEST_ACTIVATION * LARGEST_REDUCED < 2**15 <= 2 * LARGEST_ACTIVATION * (LARGEST_REDUCED + 1)
 
 
 def test_weights_on_the_grid_give_the_same_integers_again() -> None:

@@ -49,7 +49,9 @@ def planned(name: str, folder: Path, **fields: Any) -> tuple[Subject, Plan]:
 def faked(plan: Plan, *, follows: bool = True, learns: bool = False) -> fx.GraphModule:
     follow = dict.fromkeys(plan.placement.layers, follows)
     activations = plan.quantization({}).activations
-    return with_fakes(plan.graph, plan.placement, activations, plan.scales, follows=follow, learn_scales=learns)
+    return with_fakes(
+        plan.graph, plan.placement, activations, plan.scales, plan.largest, follows=follow, learn_scales=learns
+    )
 
 
 def outputs(network: fx.GraphModule, subject: Subject) -> tuple[Tensor, ...]:
@@ -59,7 +61,7 @@ def outputs(network: fx.GraphModule, subject: Subject) -> tuple[Tensor, ...]:
 
 def as_integers(plan: Plan) -> fx.GraphModule:
     graph = copy.deepcopy(plan.graph)
-    put_on_grid(graph, plan.scales)
+    put_on_grid(graph, plan.scales, plan.largest)
     return integer_network(graph, plan.quantization({}))
 
 
@@ -84,7 +86,7 @@ def test_what_was_learnt_comes_back_as_the_same_integers(tmp_path: Path) -> None
     graph, ranges, scales = without_fakes(network)
     assert dict(graph.named_parameters()).keys() == dict(plan.graph.named_parameters()).keys()
     assert ROUNDERS not in dict(graph.named_modules())
-    moved = Plan(graph, plan.skipped, plan.placement, ranges, scales, {}, {})
+    moved = Plan(graph, plan.skipped, plan.placement, ranges, scales, plan.largest, {}, {})
     assert relative_difference(expected, outputs(as_integers(moved), subject)) < 1e-5
 
 

@@ -26,12 +26,10 @@ from worker.engine.export.dynamic import dynamic_shapes
 from worker.engine.export.external import save
 from worker.engine.export.onnx_codes import WEIGHT, store_codes, with_placeholders, write_placeholder
 from worker.engine.export.onnx_dynamic import dynamic_linear, dynamic_lstm
-from worker.engine.export.onnx_unsigned import make_weights_unsigned
 from worker.engine.graph.dynamic import DYNAMIC_LINEAR, DYNAMIC_LSTM
 from worker.engine.graph.integer import DEQUANTIZE, ROUND_TRIP
 from worker.engine.graph.shapes import record_shapes
 from worker.engine.graph.stored import stored_network
-from worker.engine.measure.machine import signed_products_saturate
 from worker.engine.subject import Subject
 
 
@@ -88,8 +86,6 @@ def export_onnx(graph: fx.GraphModule, subject: Subject, path: Path) -> None:
     _strip(model)
     _name_batch(model.graph)
     _keep_zeros_before_maximum(model.graph)
-    if signed_products_saturate():
-        make_weights_unsigned(model.graph)
     store_codes(model, coded)
     save(model, path)
 

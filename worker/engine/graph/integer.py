@@ -19,6 +19,8 @@ from worker.engine.graph.dynamic import DynamicLayer, use_dynamic_layers
 
 LARGEST_ACTIVATION = 255
 LARGEST_WEIGHT = 127
+LARGEST_REDUCED = 64
+"""Two products of it with unsigned 8-bit integers sum up to less than 2**15: x86 processors without VNNI clip there."""
 
 
 @dataclass(frozen=True)
@@ -84,10 +86,10 @@ INTEGER_LAYERS: tuple[type[nn.Module], ...] = (*_CONVOLUTIONS, nn.Linear)
 """The layers that can run on integers."""
 
 
-def weight_integers(weight: Tensor, scale: Tensor) -> Tensor:
-    """`weight` (output channels first) on the grid of `scale` (one an output channel), as int8."""
+def weight_integers(weight: Tensor, scale: Tensor, largest: int = LARGEST_WEIGHT) -> Tensor:
+    """`weight` (output channels first) on the grid of `scale` (one an output channel), as int8 up to `largest`."""
     column = scale.to(weight.device).reshape([-1] + [1] * (weight.dim() - 1))
-    return torch.round(weight.detach() / column).clamp(-LARGEST_WEIGHT, LARGEST_WEIGHT).to(torch.int8)
+    return torch.round(weight.detach() / column).clamp(-largest, largest).to(torch.int8)
 
 
 def integer_network(graph: fx.GraphModule, quantization: Quantization) -> fx.GraphModule:
@@ -211,12 +213,12 @@ def activation_grid(minimum: float, maximum: float) -> tuple[float, int]:
     return scale, int(min(LARGEST_ACTIVATION, max(0, round(-low / scale))))
 
 
-def weight_grid(weight: Tensor, bias: Tensor | None, input_scale: float) -> Tensor:
-    """One symmetric scale an output channel (dimension 0): largest magnitude / 127; an empty channel gets 1.
+def weight_grid(weight: Tensor, bias: Tensor | None, input_scale: float, largest: int = LARGEST_WEIGHT) -> Tensor:
+    """One symmetric scale an output channel (dimension 0): largest magnitude / `largest`; an empty channel gets 1.
 
     A channel whose bias would not fit 32-bit integers of scale `input_scale * scale` gets a coarser scale.
     """
-    scale = weight.detach().double().flatten(1).abs().amax(1) / LARGEST_WEIGHT
+    scale = weight.detach().double().flatten(1).abs().amax(1) / largest
     if bias is not None:
         scale = torch.maximum(scale, bias.detach().double().abs() / (input_scale * 2.0**30))
     scale = scale.float()

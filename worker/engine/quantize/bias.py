@@ -18,12 +18,13 @@ def correct_biases(
     graph: fx.GraphModule,
     activations: Mapping[str, Activation],
     scales: Mapping[str, Tensor],
+    largest: int,
     batches: Iterable[Inputs],
 ) -> dict[str, Tensor]:
     """Take its shift from the bias of every 8-bit layer that has one, in place; the new biases come back by layer name,
     on the CPU. `graph` has its float weights."""
     corrected = {}
-    for name, shift in output_shifts(graph, activations, scales, batches).items():
+    for name, shift in output_shifts(graph, activations, scales, largest, batches).items():
         _, bias = weight_and_bias(graph, name)
         if bias is not None:
             with torch.no_grad():
@@ -36,6 +37,7 @@ def output_shifts(
     graph: fx.GraphModule,
     activations: Mapping[str, Activation],
     scales: Mapping[str, Tensor],
+    largest: int,
     batches: Iterable[Inputs],
 ) -> dict[str, Tensor]:
     """By how much rounding its input and its weights raises each output channel of a layer, on average over samples,
@@ -44,7 +46,7 @@ def output_shifts(
     Nagel et al., 2019, section 4.2, with the expectation measured on samples, not derived from BatchNorm. Every layer
     reads the values of the float network, so that one pass measures all.
     """
-    walker = _Shifts(graph, activations, scales)
+    walker = _Shifts(graph, activations, scales, largest)
     with torch.no_grad():
         for inputs in batches:
             walker.run(*inputs)
@@ -53,11 +55,11 @@ def output_shifts(
 
 class _Shifts(fx.Interpreter):
     def __init__(
-        self, graph: fx.GraphModule, activations: Mapping[str, Activation], scales: Mapping[str, Tensor]
+        self, graph: fx.GraphModule, activations: Mapping[str, Activation], scales: Mapping[str, Tensor], largest: int
     ) -> None:
         super().__init__(graph)
         rounded = copy.deepcopy(graph)
-        put_on_grid(rounded, scales)
+        put_on_grid(rounded, scales, largest)
         self._activations = activations
         self._rounded = {name: rounded.get_submodule(name) for name in scales}
         self.sums: dict[str, Tensor] = {}

@@ -16,7 +16,7 @@ from models.spec_int8 import PERCENTILE
 from worker.engine.data.dataset import Split
 from worker.engine.graph.integer import Quantization, integer_network
 from worker.engine.measure.compare import outputs_of, sqnr_db
-from worker.engine.quantize.grids import activations_of, put_on_grid, scales_of, values_read
+from worker.engine.quantize.grids import activations_of, largest_weight, put_on_grid, scales_of, values_read
 from worker.engine.quantize.histogram import Histogram, observe_histograms
 from worker.engine.quantize.observe import Inputs, Range, observe_ranges
 from worker.engine.quantize.placement import Placement
@@ -145,7 +145,7 @@ def noise_of(
         rounded = copy.deepcopy(graph)
         activations = activations_of(placement, ranges)
         scales = scales_of(rounded, placement, activations, step)
-        put_on_grid(rounded, scales)
+        put_on_grid(rounded, scales, largest_weight(step))
         return sqnr_db(expected, outputs(integer_network(rounded, Quantization(activations, scales, {}, {}))))
 
     return noise

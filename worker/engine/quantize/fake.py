@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from worker.engine.graph.integer import LARGEST_ACTIVATION, LARGEST_WEIGHT, Activation, weight_grid
+from worker.engine.graph.integer import LARGEST_ACTIVATION, Activation, weight_grid
 from worker.engine.quantize.observe import Range
 from worker.engine.quantize.placement import Placement
 
@@ -88,13 +88,14 @@ class Rounder(nn.Module):
 
 class RoundedLayer(nn.Module):
     """A convolution or linear layer on rounded weights and biases. It owns the very parameters of `layer`, under the
-    same names; `rounders` are those of the values that its calls read, in their order."""
+    same names; `rounders` are those of the values that its calls read, in their order, `largest` is a weight's largest
+    integer."""
 
     weight: Tensor
     bias: Tensor | None
 
     def __init__(
-        self, layer: nn.Module, rounders: list[Rounder], scale: Tensor, *, follows: bool, learns: bool
+        self, layer: nn.Module, rounders: list[Rounder], scale: Tensor, largest: int, *, follows: bool, learns: bool
     ) -> None:
         super().__init__()
         assert isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear)
@@ -103,7 +104,7 @@ class RoundedLayer(nn.Module):
             self.add_module(name, child)
         # In lists, which hide them: their parameters have names already.
         self._layer, self._rounders = [layer], list(rounders)
-        self.follows, self.learns = follows, learns
+        self.largest, self.follows, self.learns = largest, follows, learns
         if learns:
             self.weight_scale = nn.Parameter(scale.clone())
         elif not follows:
@@ -118,7 +119,7 @@ class RoundedLayer(nn.Module):
         """One an output channel: that of the largest weight as it is now, a fixed one, or one that is learnt."""
         smallest = min(float(rounder.now().detach()) for rounder in self._rounders)
         if self.follows:
-            return weight_grid(self.weight, self.bias, smallest)
+            return weight_grid(self.weight, self.bias, smallest, self.largest)
         assert isinstance(self.weight_scale, Tensor)
         coarsest = weight_grid(torch.zeros_like(self.weight), self.bias, smallest)
         bound = torch.where(coarsest == 1.0, _SMALLEST, coarsest)  # 1 stands for no bound from the bias.
@@ -127,8 +128,8 @@ class RoundedLayer(nn.Module):
     def forward(self, x: Tensor, call: int) -> Tensor:
         scale = self.scale()
         column = scale.reshape([-1] + [1] * (self.weight.dim() - 1))
-        damping = 1.0 / math.sqrt(self.weight[0].numel() * LARGEST_WEIGHT)
-        weight = _round(self.weight, column, 0, -LARGEST_WEIGHT, LARGEST_WEIGHT, damping)
+        damping = 1.0 / math.sqrt(self.weight[0].numel() * self.largest)
+        weight = _round(self.weight, column, 0, -self.largest, self.largest, damping)
         bias = self.bias
         if bias is not None:
             step = (scale.detach().double() * float(self._rounders[call].now().detach())).float()
@@ -147,6 +148,7 @@ def with_fakes(
     placement: Placement,
     activations: Mapping[str, Activation],
     scales: Mapping[str, Tensor],
+    largest: int,
     *,
     follows: Mapping[str, bool],
     learn_scales: bool,
@@ -178,6 +180,7 @@ def with_fakes(
             network.get_submodule(name),
             rounders,
             scales[name],
+            largest,
             follows=follows[name] and not learn_scales,
             learns=learn_scales,
         )

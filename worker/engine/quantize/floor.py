@@ -22,7 +22,7 @@ from worker.engine.assess import assess, deciding
 from worker.engine.graph.integer import Quantization
 from worker.engine.measure.metrics import drop
 from worker.engine.quantize.calibrate import noise_of
-from worker.engine.quantize.grids import activations_of, put_on_grid, scales_of
+from worker.engine.quantize.grids import activations_of, largest_weight, put_on_grid, scales_of
 from worker.engine.quantize.observe import Range
 from worker.engine.quantize.placement import Placement, place
 from worker.engine.run import Run
@@ -54,7 +54,7 @@ def keep_floor(
             tried = replace(subject, graph=copy.deepcopy(graph))
             activations = activations_of(placement, ranges)
             scales = scales_of(tried.graph, placement, activations, step)
-            put_on_grid(tried.graph, scales)
+            put_on_grid(tried.graph, scales, largest_weight(step))
             tried.quantization = Quantization(activations, scales, {}, {})
         found = deciding(assess(tried, measured), metric)
         if found is None:

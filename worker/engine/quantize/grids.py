@@ -8,7 +8,14 @@ import torch
 from torch import Tensor, fx, nn
 
 from models.spec import Int8Choices
-from worker.engine.graph.integer import LARGEST_WEIGHT, Activation, activation_grid, weight_grid, weight_integers
+from worker.engine.graph.integer import (
+    LARGEST_REDUCED,
+    LARGEST_WEIGHT,
+    Activation,
+    activation_grid,
+    weight_grid,
+    weight_integers,
+)
 from worker.engine.quantize.observe import Range
 from worker.engine.quantize.placement import Placement
 
@@ -25,6 +32,11 @@ def activations_of(placement: Placement, ranges: Mapping[str, Range]) -> dict[st
     return found
 
 
+def largest_weight(step: Int8Choices) -> int:
+    """The largest integer that a weight becomes."""
+    return LARGEST_REDUCED if step.reduce_range else LARGEST_WEIGHT
+
+
 def scales_of(
     graph: fx.GraphModule, placement: Placement, activations: Mapping[str, Activation], step: Int8Choices
 ) -> dict[str, Tensor]:
@@ -34,32 +46,34 @@ def scales_of(
         weight, bias = weight_and_bias(graph, name)
         smallest = min(activations[value].scale for value in values_read(graph, name))
         find = weight_grid if step.weight_ranges_of(name) == "minmax" else least_squares_grid
-        scales[name] = find(weight, bias, smallest).cpu()
+        scales[name] = find(weight, bias, smallest, largest_weight(step)).cpu()
     return scales
 
 
-def put_on_grid(graph: fx.GraphModule, scales: Mapping[str, Tensor]) -> None:
-    """Every weight becomes its integer times its scale, in place."""
+def put_on_grid(graph: fx.GraphModule, scales: Mapping[str, Tensor], largest: int) -> None:
+    """Every weight becomes its integer, of magnitude `largest` at most, times its scale, in place."""
     for name, scale in scales.items():
         weight, _ = weight_and_bias(graph, name)
         column = scale.to(weight.device).reshape([-1] + [1] * (weight.dim() - 1))
         with torch.no_grad():
-            weight.copy_(weight_integers(weight, scale) * column)
+            weight.copy_(weight_integers(weight, scale, largest) * column)
 
 
-def least_squares_grid(weight: Tensor, bias: Tensor | None, input_scale: float) -> Tensor:
+def least_squares_grid(
+    weight: Tensor, bias: Tensor | None, input_scale: float, largest: int = LARGEST_WEIGHT
+) -> Tensor:
     """As `weight_grid`, but of each output channel the scale with the smallest squared error of rounding and clipping,
     of a grid of candidates (Nagel et al., 2021, section 3.1)."""
-    largest = weight_grid(weight, bias, input_scale)
+    widest = weight_grid(weight, bias, input_scale, largest)
     finest = weight_grid(torch.zeros_like(weight), bias, input_scale)
     floor = torch.where(finest == 1.0, 0.0, finest)  # 1 stands for no bound from the bias.
     rows = weight.detach().flatten(1).double()
     best = torch.full((len(rows),), torch.inf, dtype=torch.float64, device=rows.device)
-    chosen = largest
+    chosen = widest
     for part in _SHRINK:
-        scale = torch.maximum(largest * part, floor)
+        scale = torch.maximum(widest * part, floor)
         column = scale.double()[:, None]
-        rounded = torch.round(rows / column).clamp(-LARGEST_WEIGHT, LARGEST_WEIGHT) * column
+        rounded = torch.round(rows / column).clamp(-largest, largest) * column
         error = (rows - rounded).square().sum(1)
         better = error < best
         best, chosen = torch.where(better, error, best), torch.where(better, scale, chosen)

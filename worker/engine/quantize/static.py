@@ -19,12 +19,13 @@ from models.errors import Code, Failure
 from models.spec import Int8Choices
 from models.statuses import Phase
 from worker.engine.graph.integer import Quantization, integer_network
+from worker.engine.measure.machine import instruction_set, signed_products_saturate
 from worker.engine.quantize.bias import correct_biases
 from worker.engine.quantize.calibrate import Samples, calibrate
 from worker.engine.quantize.equalize import equalize
 from worker.engine.quantize.floor import keep_floor
 from worker.engine.quantize.fold import fold
-from worker.engine.quantize.grids import activations_of, put_on_grid, scales_of, weight_and_bias
+from worker.engine.quantize.grids import activations_of, largest_weight, put_on_grid, scales_of, weight_and_bias
 from worker.engine.quantize.observe import Range, layer_sqnr_db, ranges_as_tensor
 from worker.engine.quantize.placement import Placement, place
 from worker.engine.run import Run
@@ -41,8 +42,8 @@ _SQNR_SAMPLES = 8
 class Plan:
     """A folded float `graph` (equalized, its biases corrected, where that was asked for) and how it becomes integers.
 
-    `ranges` are those of the placement's sources, `skipped` globs of one layer each, `biases` those that were
-    corrected. `details` are for the report.
+    `ranges` are those of the placement's sources, `skipped` globs of one layer each, `largest` the largest integer of a
+    weight, `biases` those that were corrected. `details` are for the report.
     """
 
     graph: fx.GraphModule
@@ -50,6 +51,7 @@ class Plan:
     placement: Placement
     ranges: Mapping[str, Range]
     scales: Mapping[str, Tensor]
+    largest: int
     biases: Mapping[str, Tensor]
     details: dict[str, Any]
 
@@ -67,6 +69,7 @@ class Plan:
                 "skip": self.skipped,
                 "values": list(self.ranges),
                 "kept_float": dict(self.placement.kept_float),
+                "largest": self.largest,
                 **data,
             },
             tensors={"ranges": ranges_as_tensor(self.ranges)}
@@ -81,6 +84,7 @@ def prepare(subject: Subject, step: Int8Choices, run: Run) -> Plan:
     Raises `Failure`: DATASET_BAD without calibration data or when values are not finite on it, UNSUPPORTED_OP when
     the network cannot be folded or nothing in it can be 8-bit.
     """
+    _check_range(step, run)
     samples = Samples.drawn(run, step.calibration_samples, decide=step.ranges == "auto")
     run.phase(Phase.CALIBRATING)
     graph = fold(subject.graph.to("cpu"), subject.example_inputs())
@@ -101,14 +105,16 @@ def prepare(subject: Subject, step: Int8Choices, run: Run) -> Plan:
     activations = activations_of(placement, calibration.ranges)
     scales = scales_of(graph, placement, activations, step)
     biases: dict[str, Tensor] = {}
+    largest = largest_weight(step)
     if step.bias_correction:
-        biases = correct_biases(graph, activations, scales, samples.calibration_batches(run))
+        biases = correct_biases(graph, activations, scales, largest, samples.calibration_batches(run))
         scales = scales_of(graph, placement, activations, step)
     details = {
         "scheme": "int8",
         "calibration_samples": len(samples.calibration),
         "calibration_split": samples.calibration.name,
         "ranges": calibration.method,
+        "weight_bits": 7 if step.reduce_range else 8,
         "ranges_sqnr_db": calibration.tried,
         "equalized": [[pair.first, pair.second] for pair in pairs],
         "biases_corrected": len(biases),
@@ -116,14 +122,25 @@ def prepare(subject: Subject, step: Int8Choices, run: Run) -> Plan:
         "int8_layers": len(placement.layers),
         "kept_float": dict(placement.kept_float),
     }
-    return Plan(graph, skipped, placement, calibration.ranges, scales, biases, details)
+    return Plan(graph, skipped, placement, calibration.ranges, scales, largest, biases, details)
+
+
+def _check_range(step: Int8Choices, run: Run) -> None:
+    """Raises `Failure(UNSUPPORTED_HERE)` where the ONNX file could not be shown to compute what it should."""
+    if not step.reduce_range and "onnx" in (run.spec.export or []) and signed_products_saturate():
+        raise Failure(
+            Code.UNSUPPORTED_HERE,
+            f"with `reduce_range: false` 8-bit products overflow on this worker's processor ({instruction_set()}, "
+            "without VNNI), and the file could not be verified; leave it out, or export without `onnx`",
+            where="reduce_range",
+        )
 
 
 def take_over(subject: Subject, plan: Plan, step: Int8Choices, run: Run) -> dict[str, Any]:
     """Make `subject` the integers of `plan`; the report's details come back."""
     run.phase(Phase.QUANTIZING)
     exact = copy.deepcopy(plan.graph)
-    put_on_grid(plan.graph, plan.scales)
+    put_on_grid(plan.graph, plan.scales, plan.largest)
     inputs = Samples.drawn(run, _SQNR_SAMPLES, decide=False).calibration.sample(_SQNR_SAMPLES, run.spec.seed)
     integers = integer_network(plan.graph, plan.quantization({}))
     noise = layer_sqnr_db(exact, integers, inputs.to(run.device).inputs)
@@ -149,4 +166,4 @@ def replayed(subject: Subject, record: Record) -> Plan:
             biases[name] = corrected
             with torch.no_grad():
                 bias.copy_(corrected)
-    return Plan(graph, record.data["skip"], placement, ranges, scales, biases, {})
+    return Plan(graph, record.data["skip"], placement, ranges, scales, record.data["largest"], biases, {})

@@ -23,6 +23,6 @@ def run(subject: Subject, step: QuantizeStep, run: Run) -> dict[str, Any]:
 def replay(subject: Subject, record: Record) -> None:
     """Quantize `subject` as `record` says, without data."""
     plan = replayed(subject, record)
-    put_on_grid(plan.graph, plan.scales)
+    put_on_grid(plan.graph, plan.scales, plan.largest)
     subject.graph = plan.graph
     subject.quantization = plan.quantization(record.data["sqnr_db"])

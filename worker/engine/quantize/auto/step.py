@@ -48,6 +48,7 @@ def run(subject: Subject, step: AutoStep, run: Run) -> dict[str, Any]:
     if by_form["static"]:
         skipped = [{"match": glob.escape(name), "skip": True} for name in forms if forms[name] != "static"]
         fields = {"step": "quantize", "calibration_samples": step.calibration_samples, "layers": skipped}
+        fields |= {"reduce_range": step.reduce_range}
         make_static(subject, QuantizeStep.model_validate(fields), run)
     else:
         subject.graph = copy.deepcopy(exact)

@@ -61,6 +61,7 @@ def _fake(plan: Plan, record: Record) -> fx.GraphModule:
         plan.placement,
         plan.quantization({}).activations,
         plan.scales,
+        plan.largest,
         follows=record.data["follows"],
         learn_scales=record.data["learn_scales"],
     )
@@ -72,7 +73,7 @@ def _plan(subject: Subject, record: Record) -> Plan:
     skipped = record.data["skip"]
     ordered = {name: ranges[name] for name in record.data["values"] if name in ranges}
     placement = replace(place(graph, skipped), kept_float=record.data["kept_float"])
-    return Plan(graph, skipped, placement, ordered, scales, {}, record.data["details"])
+    return Plan(graph, skipped, placement, ordered, scales, record.data["largest"], {}, record.data["details"])
 
 
 def _as_finetuning(step: QatStep) -> FinetuneStep:
