@@ -12,6 +12,7 @@ from models.spec_types import Count, Fraction, Glob, Strict
 FactorMethod = Literal["tucker", "channels", "spatial"]
 Fit = Literal["weights", "outputs"]
 FactorQuantity = Literal["parameters", "macs", "bytes"]
+ROUND_TO = 8
 
 
 class Rank(Strict):
@@ -116,7 +117,7 @@ class FactorizeStep(Strict):
         default=None, description="Training samples that are looked at where outputs are fitted. Default: 256."
     )
     round_to: RoundTo = Field(
-        default=8, description="Ranks are a multiple of this; odd counts are slow on most hardware."
+        default=ROUND_TO, description="Ranks are a multiple of this; odd counts are slow on most hardware."
     )
     layers: Annotated[list[FactorChoice], Field(max_length=1000)] = Field(default=[])
 
@@ -126,6 +127,13 @@ class FactorizeStep(Strict):
             raise ValueError("give rank or amount, not both")
         if (self.rank, self.amount) == (None, None) and all(choice.rank is None for choice in self.layers):
             raise ValueError("give rank or amount, or a rank for some layers")
+        return self
+
+    @model_validator(mode="after")
+    def _something_is_rounded(self) -> FactorizeStep:
+        ranks = [rank for rank in (self.rank, *(own.rank for own in self.layers)) if rank is not None]
+        if self.round_to != ROUND_TO and self.amount is None and all(rank.count is not None for rank in ranks):
+            raise ValueError("every rank is a count, which round_to does not touch: leave round_to out")
         return self
 
     @model_validator(mode="after")

@@ -57,6 +57,11 @@ def test_what_is_not_comparable_is_infinitely_far(wrong: torch.Tensor) -> None:
     assert sqnr_db(expected, [wrong]) == -SQNR_LIMIT_DB
 
 
+def test_agreement_of_sequences_is_over_the_last_dimension() -> None:
+    expected = torch.tensor([[[0.0, 1.0], [1.0, 0.0], [3.0, 2.0]]])
+    assert top1_agreement(expected, torch.tensor([[[0.0, 1.0], [1.0, 2.0], [9.0, 7.0]]])) == pytest.approx(2 / 3)
+
+
 def test_agreement_is_over_dimension_one() -> None:
     expected = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
     assert top1_agreement(expected, expected.flip(0)) == 0

@@ -53,13 +53,15 @@ def decibels(signal: float, noise: float) -> float:
 
 
 def top1_agreement(expected: Tensor, found: Tensor) -> float | None:
-    """Share of places whose largest entry over dimension 1 is the same; `None` for an output that has no such
-    dimension (fewer than two dimensions, or one class) or is not a float."""
-    if expected.dim() < 2 or expected.shape[1] < 2 or not expected.is_floating_point():
+    """Share of places whose largest entry is the same: over the last dimension of three, as sequences have their
+    classes, else over dimension 1. `None` for an output that has no such dimension (fewer than two dimensions, or one
+    class) or is not a float."""
+    classes = 2 if expected.dim() == 3 else 1
+    if expected.dim() < 2 or expected.shape[classes] < 2 or not expected.is_floating_point():
         return None
     if expected.shape != found.shape:
         return 0.0
-    return (expected.cpu().argmax(1) == found.cpu().argmax(1)).double().mean().item()
+    return (expected.cpu().argmax(classes) == found.cpu().argmax(classes)).double().mean().item()
 
 
 def _pairs(expected: Sequence[Tensor], found: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
