@@ -1,4 +1,4 @@
-"""`python -m api` serves. `migrate` only updates the database; `keys` and `audit` are for who operates the service."""
+"""`python -m api` serves. `migrate` only updates the database; `keys`, `tenants` and `audit` are for operators."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import logging
 import sys
 
-from api import keys, operate, trail
+from api import keys, operate, tenants, trail
 from api.app import create_app
 from api.auth import NotStarting, prepare_access
 from api.server import Server
@@ -32,6 +32,7 @@ def parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command")
     commands.add_parser("migrate", help="bring the database up to date, and end")
     keys.add_commands(commands.add_parser("keys", help="make, list, rotate and revoke keys"))
+    tenants.add_commands(commands.add_parser("tenants", help="what each tenant has, and how much it may have"))
     audit = commands.add_parser("audit", help="who did what: the audit trail, oldest first")
     trail.add_options(audit)
     audit.set_defaults(act=trail.show)
@@ -42,7 +43,7 @@ def main() -> None:
     arguments = parser().parse_args()
     chosen = settings()
     is_operators = hasattr(arguments, "act")
-    logs.configure(chosen.log_format, logging.WARNING if is_operators else logging.INFO)
+    logs.configure(chosen.log_format, logging.WARNING if is_operators else chosen.log_level.upper())
     migrate(chosen.database_url)
     if is_operators:
         sys.exit(operate.run(arguments.act, arguments, chosen))

@@ -22,7 +22,7 @@ from models.errors import Code
 
 logger = logging.getLogger("modelpress.access")
 
-_REQUEST_ID = re.compile(rb"[A-Za-z0-9_.:-]{1,128}")
+_REQUEST_ID = re.compile(rb"(?!mp_)[A-Za-z0-9_.:-]{1,128}")
 _HOST = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
 MAX_HEADER_BYTES = 64 << 10
 """What the proxy of docker-compose.yml takes, for those who run without one: the server's parser has no limit."""
@@ -119,6 +119,8 @@ class _Exchange:
 
     def _extra_headers(self, start: Message) -> list[tuple[bytes, bytes]]:
         extra = [(b"x-request-id", self.request_id.encode()), (b"x-content-type-options", b"nosniff")]
+        for name, value in self._scope["state"].get("headers", {}).items():
+            extra.append((name.lower().encode(), value.encode()))
         names = {name.lower() for name, _ in start["headers"]}
         if b"cache-control" not in names:
             extra.append((b"cache-control", b"no-store"))

@@ -12,7 +12,9 @@ from starlette.concurrency import run_in_threadpool
 from api import errors, openapi
 from api.access import AccessMiddleware
 from api.auth import prepare_access
+from api.buckets import Rate, SharedBuckets
 from api.deps import Service
+from api.guesses import WrongKeys
 from api.in_flight import InFlight
 from api.key_use import KeyUse
 from api.metrics import Metrics
@@ -53,6 +55,7 @@ def create_app(settings: Settings) -> FastAPI:
         nudger = Nudger(settings.broker_url)
         watch = Watch(database)
         key_use = KeyUse(database)
+        buckets = SharedBuckets(settings.broker_url)
         app.state.service = Service(
             settings=settings,
             database=database,
@@ -63,6 +66,8 @@ def create_app(settings: Settings) -> FastAPI:
             in_flight=InFlight(),
             verified=VerifiedBlobs(),
             key_use=key_use,
+            wrong_keys=WrongKeys(Rate(1.0, settings.max_wrong_keys)),
+            buckets=buckets,
             readiness=ReadinessCheck(database, blobs, settings.broker_url),
             metrics=Metrics(settings, database),
         )
@@ -76,6 +81,7 @@ def create_app(settings: Settings) -> FastAPI:
             await upload_sweep.close()
             await key_use.close()
             await run_in_threadpool(nudger.close)
+            buckets.close()
             database.close()
 
     app = FastAPI(

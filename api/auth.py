@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from sqlalchemy import ColumnElement, and_, func, or_, select
@@ -16,9 +16,10 @@ from models.audit import Action, Actor
 from models.database import Database, now
 from models.errors import Code, Failure
 from models.ids import new_id
+from models.quotas import Limits, limits_of
 from models.scopes import ALL, Scopes, scopes_of, stored
 from models.settings import Settings
-from models.tables import Key
+from models.tables import Key, Tenant
 
 PREFIX = "mp_"
 SECRET_BYTES = 32
@@ -26,11 +27,12 @@ MINIMUM_LENGTH = len(PREFIX) + 32
 """Shorter bootstrap keys could be guessed."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Caller(Actor):
-    """Whose objects a request may see, and what it may do. `key_id` is `None` under open access."""
+    """Whose objects a request may see, what it may do and how much. `key_id` is `None` under open access."""
 
-    scopes: Scopes = ALL
+    limits: Limits
+    scopes: Scopes
 
 
 class NotStarting(Exception):
@@ -120,19 +122,24 @@ def prepare_access(settings: Settings, database: Database) -> None:
 def caller_of(settings: Settings, database: Database, secret: str | None, request_id: str | None) -> Caller:
     """The caller behind a bearer secret. Raises `Failure` with `unauthorized` and `key_expired`.
 
-    Under open access no key is asked for, and one that is sent does not matter.
+    Under open access no key is asked for, and one that is sent does not matter; nobody counts the requests of the
+    only user there is.
     """
     if settings.open_access:
-        return Caller(settings.tenant, request_id=request_id)
+        limits = replace(limits_of(settings, None), requests_per_second=None)
+        return Caller(settings.tenant, request_id=request_id, limits=limits, scopes=ALL)
     if secret is None:
         raise Failure(Code.UNAUTHORIZED, "No key was sent.")
     with database.read() as session:
-        key = session.scalar(select(Key).where(Key.secret_sha256 == _hash(secret), Key.revoked_at.is_(None)))
-        if key is None:
+        known = select(Key, Tenant).outerjoin(Tenant, Tenant.name == Key.tenant)
+        row = session.execute(known.where(Key.secret_sha256 == _hash(secret), Key.revoked_at.is_(None))).one_or_none()
+        if row is None:
             raise Failure(Code.UNAUTHORIZED, "The key is unknown or revoked.")
+        key, tenant = row
         if key.expires_at is not None and key.expires_at <= now(session):
             raise Failure(Code.KEY_EXPIRED, f"The key expired at {key.expires_at:%Y-%m-%d %H:%M:%S} UTC.")
-        return Caller(key.tenant, key.id, request_id, scopes_of(key.scopes))
+        limits = limits_of(settings, tenant)
+        return Caller(key.tenant, key.id, request_id, limits=limits, scopes=scopes_of(key.scopes))
 
 
 def is_still_allowed(database: Database, caller: Caller) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hmac import compare_digest
@@ -13,7 +14,9 @@ from fastapi.routing import APIRoute
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from api.auth import Caller, caller_of, is_loopback
+from api.buckets import Buckets, Rate, Verdict
 from api.errors import HeaderedFailure, request_id_of
+from api.guesses import WrongKeys
 from api.in_flight import InFlight
 from api.key_use import KeyUse
 from api.metrics import Metrics
@@ -49,6 +52,8 @@ class Service:
     in_flight: InFlight
     verified: VerifiedBlobs
     key_use: KeyUse
+    wrong_keys: WrongKeys
+    buckets: Buckets
     readiness: ReadinessCheck
     metrics: Metrics
 
@@ -95,16 +100,55 @@ def caller(
 ) -> Caller:
     """Who asks, where they may. Runs before a byte of the body is read.
 
-    Raises `Failure` with `unauthorized`, `key_expired` and `forbidden`."""
+    Raises `Failure` with `unauthorized`, `key_expired`, `rate_limited` and `forbidden`."""
     if service.settings.open_access:
         _refuse_other_sites(request)
-    secret = credentials.credentials if credentials else None
-    found = caller_of(service.settings, service.database, secret, request_id_of(request))
-    if found.key_id is not None:
-        service.key_use.note(found.key_id, datetime.now(UTC))
+        found = caller_of(service.settings, service.database, None, request_id_of(request))
+    else:
+        found = _known(request, service, credentials.credentials if credentials else None)
+    _refuse_too_many(request, service, found)
     _refuse_without_scope(request, service, found)
     known_parameters(request)
     return found
+
+
+def _known(request: Request, service: Service, secret: str | None) -> Caller:
+    address = request.client.host if request.client else None
+    if secret is not None:
+        service.wrong_keys.refuse_more(address, secret)
+    try:
+        found = caller_of(service.settings, service.database, secret, request_id_of(request))
+    except Failure as failure:
+        if secret is not None and failure.code is Code.UNAUTHORIZED:
+            service.wrong_keys.wrong(address)
+        raise
+    assert secret is not None
+    assert found.key_id is not None
+    service.wrong_keys.right(secret)
+    service.key_use.note(found.key_id, datetime.now(UTC))
+    return found
+
+
+def _refuse_too_many(request: Request, service: Service, caller: Caller) -> None:
+    if caller.limits.requests_per_second is None:
+        return
+    rate = Rate(caller.limits.requests_per_second, caller.limits.request_burst)
+    verdict = service.buckets.take(caller.tenant, rate)
+    request.state.headers = _rate_headers(rate, verdict)
+    if not verdict.is_allowed:
+        raise HeaderedFailure(
+            Code.RATE_LIMITED,
+            f"More requests came than {rate.burst} at once and {rate.per_second:g} a second.",
+            headers={"Retry-After": str(max(1, math.ceil(verdict.retry_after)))},
+        )
+
+
+def _rate_headers(rate: Rate, verdict: Verdict) -> dict[str, str]:
+    """As draft-ietf-httpapi-ratelimit-headers-10 says: the burst, in which it is there again; what is left of it."""
+    return {
+        "RateLimit-Policy": f'"tenant";q={rate.burst};w={math.ceil(rate.burst * rate.interval)}',
+        "RateLimit": f'"tenant";r={verdict.remaining};t={math.ceil(verdict.full_after)}',
+    }
 
 
 def _refuse_without_scope(request: Request, service: Service, caller: Caller) -> None:

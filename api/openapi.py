@@ -14,6 +14,7 @@ from models.events import EngineEvent, StatusEvent
 from models.spec import Spec
 
 _REFERENCE = "#/components/schemas/{model}"
+_PROBLEM = {"application/problem+json": {"schema": {"$ref": _REFERENCE.format(model="Problem")}}}
 _EVENT: TypeAdapter[Any] = TypeAdapter(EngineEvent | StatusEvent)
 
 
@@ -39,7 +40,7 @@ def build(app: FastAPI) -> dict[str, Any]:
         for path in document["paths"].values():
             for operation in path.values():
                 _add_common_problems(operation)
-                _add_scope(operation)
+                _add_rule(operation)
         app.openapi_schema = document
     return app.openapi_schema
 
@@ -56,23 +57,27 @@ def _refer(schema: Any) -> None:
         _refer(inner)
 
 
-def _add_scope(operation: dict[str, Any]) -> None:
-    """OpenAPI 3.1 lists there what a bearer of any kind must be allowed to do."""
+def _add_rule(operation: dict[str, Any]) -> None:
+    """Under `security` OpenAPI 3.1 lists what a bearer of any kind must be allowed to do."""
     rule = RULES.get(operation["operationId"])
-    if rule is not None and rule.scope is not None:
+    if rule is None:
+        return
+    limited = operation["responses"].setdefault("429", {"description": "", "content": _PROBLEM})
+    limited["description"] = ", ".join(filter(None, [limited["description"], "`rate_limited`"]))
+    limited["headers"] = {"Retry-After": {"description": "Seconds", "schema": {"type": "integer"}}}
+    if rule.scope is not None:
         operation["security"] = [{scheme: [rule.scope.value]} for asked in operation["security"] for scheme in asked]
         operation["responses"]["403"]["description"] += f": the key lacks the scope `{rule.scope}`"
 
 
 def _add_common_problems(operation: dict[str, Any]) -> None:
-    problem = {"application/problem+json": {"schema": {"$ref": _REFERENCE.format(model="Problem")}}}
     responses = operation["responses"]
     if not isinstance(responses.get("422"), dict) or "application/json" in responses["422"].get("content", {}):
-        responses["422"] = {"description": "`invalid_request`", "content": problem}
+        responses["422"] = {"description": "`invalid_request`", "content": _PROBLEM}
     if "security" in operation:
-        responses.setdefault("401", {"description": "`unauthorized`, `key_expired`", "content": problem})
-        responses.setdefault("403", {"description": "`forbidden`", "content": problem})
-        responses.setdefault("503", {"description": "`unavailable`", "content": problem})
+        responses.setdefault("401", {"description": "`unauthorized`, `key_expired`", "content": _PROBLEM})
+        responses.setdefault("403", {"description": "`forbidden`", "content": _PROBLEM})
+        responses.setdefault("503", {"description": "`unavailable`", "content": _PROBLEM})
     for response in responses.values():
         content = response.get("content", {})
         if "application/problem+json" in content:

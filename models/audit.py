@@ -20,6 +20,7 @@ class Action(StrEnum):
     KEY_CREATED = "key.created"
     KEY_ROTATED = "key.rotated"
     KEY_REVOKED = "key.revoked"
+    TENANT_CHANGED = "tenant.changed"
     NETWORK_UPLOADED = "network.uploaded"
     NETWORK_DELETED = "network.deleted"
     DATASET_UPLOADED = "dataset.uploaded"

@@ -70,6 +70,8 @@ class Code(StrEnum):
     INVALID_REQUEST = "invalid_request"
     INVALID_SPEC = "invalid_spec"
     NO_LAYER_MATCHES = "no_layer_matches"
+    TOO_MANY_JOBS = "too_many_jobs"
+    RATE_LIMITED = "rate_limited"
     UNAUTHORIZED = "unauthorized"
     KEY_EXPIRED = "key_expired"
     FORBIDDEN = "forbidden"
@@ -136,6 +138,8 @@ HINTS: dict[Code, str] = {
     Code.INVALID_REQUEST: "Correct the fields named in `errors`.",
     Code.INVALID_SPEC: "Correct the fields named in `errors`; `/schema/job` has the schema.",
     Code.NO_LAYER_MATCHES: "See `layers` of the network for its layer names.",
+    Code.TOO_MANY_JOBS: "Wait until some of your jobs have started, or cancel some.",
+    Code.RATE_LIMITED: "Wait as many seconds as `Retry-After` says; `?wait=30` saves asking again and again.",
     Code.UNAUTHORIZED: "Send `Authorization: Bearer mp_…`.",
     Code.KEY_EXPIRED: "Use its successor, or ask who operates the service for a new key.",
     Code.FORBIDDEN: "Use a key that has the scope named here; without keys, ask from the service's own machine.",

@@ -1,13 +1,15 @@
 """The log of every process: a line for people, or a JSON object a line, with the ids of what it is about.
 
 `about` sets ids for a block; a thread begun inside has them when it is given `contextvars.copy_context().run`. Bodies,
-headers, queries and keys are never logged.
+headers, queries and keys are never logged; what looks like a key, or like the password of a URL, is starred out of
+whatever line it came into, by a path that somebody asked for or in the words of a library.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,9 +19,14 @@ from typing import Any, Literal
 
 Format = Literal["human", "json"]
 
+_SECRET = re.compile(r"(\bmp_)[A-Za-z0-9_-]{16,}|(://[^\s:/?#@\"]*:)[^\s/@\"]+(?=@)")
 _IDS: ContextVar[dict[str, str]] = ContextVar("ids", default={})  # noqa: B039 - replaced, never changed
 FIELDS = "fields"
 """`extra={FIELDS: {…}}` adds fields of one line to its JSON object."""
+
+
+def without_secrets(line: str) -> str:
+    return _SECRET.sub(lambda found: f"{found[1] or found[2]}***", line)
 
 
 @contextmanager
@@ -32,7 +39,7 @@ def about(**ids: str) -> Iterator[None]:
         _IDS.reset(token)
 
 
-def configure(log_format: Format, level: int = logging.INFO) -> None:
+def configure(log_format: Format, level: int | str = logging.INFO) -> None:
     """Send this process's log, and Python's warnings, to standard error, in place of what was set before."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLine() if log_format == "json" else HumanLine())
@@ -45,6 +52,9 @@ class HumanLine(logging.Formatter):
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+    def format(self, record: logging.LogRecord) -> str:
+        return without_secrets(super().format(record))
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         line = super().formatMessage(record).replace("\r", "\\r").replace("\n", "\n    ")
@@ -65,4 +75,4 @@ class JsonLine(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
+        return without_secrets(json.dumps(line, default=str))

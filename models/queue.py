@@ -10,12 +10,14 @@ from sqlalchemy.sql.selectable import ScalarSelect
 
 from models.attempts import HELD
 from models.statuses import JobStatus
-from models.tables import Job
+from models.tables import Job, Tenant
 
 
-def turns(session: Session, device_class: str) -> list[str]:
-    """The tenants that wait for this device class: first who has the fewest jobs held by workers, then whose last job
-    started longest ago, then whose oldest job is older."""
+def turns(session: Session, device_class: str, max_running: int | None = None) -> list[tuple[str, int | None]]:
+    """The tenants that wait for this device class and may run one job more, and how many each may run: first who has
+    the fewest jobs held by workers, then whose last job started longest ago, then whose oldest job is older.
+
+    `max_running` is for those with no limit of their own; `None`: no limit."""
     held, earlier = aliased(Job, name="held"), aliased(Job, name="earlier")
     waiting = (
         select(Job.tenant, func.min(Job.created_at).label("oldest"))
@@ -30,12 +32,15 @@ def turns(session: Session, device_class: str) -> list[str]:
         .subquery("busy")
     )
     last_start = select(func.max(earlier.started_at)).where(earlier.tenant == waiting.c.tenant).scalar_subquery()
+    held_now, allowed = func.coalesce(busy.c.jobs, 0), func.coalesce(Tenant.running_jobs, max_running)
     found = (
-        select(waiting.c.tenant)
+        select(waiting.c.tenant, allowed)
         .outerjoin(busy, busy.c.tenant == waiting.c.tenant)
-        .order_by(func.coalesce(busy.c.jobs, 0), last_start.nulls_first(), waiting.c.oldest, waiting.c.tenant)
+        .outerjoin(Tenant, Tenant.name == waiting.c.tenant)
+        .where(or_(allowed.is_(None), held_now < allowed))
+        .order_by(held_now, last_start.nulls_first(), waiting.c.oldest, waiting.c.tenant)
     )
-    return list(session.scalars(found))
+    return list(session.execute(found).tuples())
 
 
 def oldest_job(tenant: str, device_class: str) -> ScalarSelect[str]:

@@ -2,14 +2,42 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import func, select, text, union
 from sqlalchemy.orm import Session
 
+from models.attempts import HELD
 from models.errors import Code, Failure
-from models.statuses import TransferStatus
-from models.tables import Artifact, Dataset, Job, Network, ResumableUpload
+from models.settings import Settings
+from models.statuses import JobStatus, TransferStatus
+from models.tables import Artifact, Dataset, Job, Network, ResumableUpload, Tenant
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one tenant may keep, queue and send here. `None`: no limit."""
+
+    stored_bytes: int
+    open_uploads: int
+    queued_jobs: int
+    running_jobs: int | None
+    requests_per_second: float | None
+    request_burst: int
+
+
+LIMITS = tuple(field.name for field in fields(Limits))
+"""Each is a setting, `max_…`, and a column of `Tenant`."""
+
+
+def limits_of(settings: Settings, own: Tenant | None) -> Limits:
+    """What the settings say, but for what the tenant's row says, where there is one."""
+    chosen: dict[str, Any] = {name: getattr(settings, f"max_{name}") for name in LIMITS}
+    if own is not None:
+        chosen |= {name: value for name in LIMITS if (value := getattr(own, name)) is not None}
+    return Limits(**chosen)
 
 
 def lock_tenant(session: Session, tenant: str) -> None:
@@ -47,12 +75,41 @@ def over_quota(limit_bytes: int) -> Failure:
     return Failure(Code.QUOTA_EXCEEDED, f"What you store here would be more than the {limit_bytes} bytes allowed.")
 
 
-def refuse_one_more_upload(session: Session, tenant: str, limit: int, now: datetime) -> None:
-    """Raises `Failure` with `too_many_uploads` when the tenant has `limit` open uploads."""
+def open_uploads(session: Session, tenant: str, now: datetime) -> int:
     open_ones = select(func.count()).where(
         ResumableUpload.tenant == tenant,
         ResumableUpload.status == TransferStatus.OPEN,
         ResumableUpload.expires_at > now,
     )
-    if (session.scalar(open_ones) or 0) >= limit:
+    return session.scalar(open_ones) or 0
+
+
+def queued_jobs(session: Session, tenant: str) -> int:
+    return session.scalar(select(func.count()).where(Job.status == JobStatus.QUEUED, Job.tenant == tenant)) or 0
+
+
+def running_jobs(session: Session, tenant: str) -> int:
+    """Those that workers hold, also while they cancel them."""
+    return session.scalar(select(func.count()).where(Job.status.in_(HELD), Job.tenant == tenant)) or 0
+
+
+def used(session: Session, tenant: str, now: datetime) -> dict[str, int]:
+    """What counts towards each limit on what is kept."""
+    return {
+        "stored_bytes": stored_bytes(session, tenant, now),
+        "open_uploads": open_uploads(session, tenant, now),
+        "queued_jobs": queued_jobs(session, tenant),
+        "running_jobs": running_jobs(session, tenant),
+    }
+
+
+def refuse_one_more_job(session: Session, tenant: str, limit: int) -> None:
+    """Raises `Failure` with `too_many_jobs` when `limit` jobs of the tenant wait."""
+    if queued_jobs(session, tenant) >= limit:
+        raise Failure(Code.TOO_MANY_JOBS, f"{limit} jobs wait already, as many as are allowed.")
+
+
+def refuse_one_more_upload(session: Session, tenant: str, limit: int, now: datetime) -> None:
+    """Raises `Failure` with `too_many_uploads` when the tenant has `limit` open uploads."""
+    if open_uploads(session, tenant, now) >= limit:
         raise Failure(Code.TOO_MANY_UPLOADS, f"{limit} uploads are open already, as many as are allowed.")

@@ -16,10 +16,10 @@ GiB = 1 << 30
 class Settings(BaseSettings):
     """Durations are seconds, sizes bytes. `clock_scale` shrinks heartbeat, lease, sweep and grace, for tests."""
 
-    model_config = SettingsConfigDict(env_prefix="MODELPRESS_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="MODELPRESS_", frozen=True, extra="ignore", hide_input_in_errors=True)
 
-    database_url: str = "sqlite:///var/modelpress.sqlite3"
-    broker_url: str = "redis://localhost:6379/0"
+    database_url: str = Field(default="sqlite:///var/modelpress.sqlite3", repr=False)
+    broker_url: str = Field(default="redis://localhost:6379/0", repr=False)
     blobs: Annotated[str, BeforeValidator(str)] = Field(
         default="var/blobs", description="A folder, or `s3://bucket/prefix`."
     )
@@ -37,7 +37,9 @@ class Settings(BaseSettings):
     port: int = 8000
     open_access: bool = Field(default=False, description="No keys; refused unless bound to loopback.")
     tenant: str = Field(default="default", description="The tenant of open access.")
-    bootstrap_key: str | None = Field(default=None, description="Made the first key, once, when there is none.")
+    bootstrap_key: str | None = Field(
+        default=None, repr=False, description="Made the first key, once, when there is none."
+    )
 
     metrics_token: str | None = Field(
         default=None,
@@ -46,6 +48,7 @@ class Settings(BaseSettings):
         description="What Prometheus sends as its bearer token; unset: no metrics.",
     )
     log_format: Literal["human", "json"] = Field(default="human", description="json: one object a line.")
+    log_level: Literal["debug", "info", "warning"] = "info"
 
     device_class: str = Field(default="cpu", pattern="^(cpu|cuda)$", description="What a device worker offers.")
     gpus: str | None = Field(default=None, description="Device set of a CUDA worker, as in CUDA_VISIBLE_DEVICES.")
@@ -68,6 +71,19 @@ class Settings(BaseSettings):
         default=512 * GiB, description="Of one tenant: networks, data sets, artifacts and uploads, same bytes once."
     )
     max_open_uploads: int = Field(default=1000, description="Resumable uploads of one tenant at once.")
+    max_queued_jobs: int = Field(default=1000, description="Jobs of one tenant that wait at once.")
+    max_running_jobs: int | None = Field(
+        default=None, description="Jobs of one tenant that workers run at once; unset: as many as there are slots."
+    )
+    max_requests_per_second: Annotated[float, Field(ge=0.001, le=1e6)] | None = Field(
+        default=100.0, description="Of one tenant, over all api processes; unset, or under open access: no limit."
+    )
+    max_request_burst: Annotated[int, Field(ge=1)] = Field(
+        default=1000, description="Requests that may come at once before the rate counts."
+    )
+    max_wrong_keys: Annotated[int, Field(ge=1)] = Field(
+        default=100, description="Unknown keys that one address may send at once; then one more each second."
+    )
     upload_expiry_seconds: float = Field(default=86400.0, description="How long a resumable upload may rest.")
 
     keep_jobs_days: Annotated[float, Field(gt=0)] | None = Field(

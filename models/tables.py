@@ -7,7 +7,19 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pydantic import BaseModel
-from sqlalchemy import JSON, BigInteger, DateTime, ForeignKey, Index, Integer, LargeBinary, String, Text, TypeDecorator
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    DateTime,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    String,
+    Text,
+    TypeDecorator,
+)
 from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -54,6 +66,20 @@ class Key(Base):
     last_used_at: Mapped[datetime | None] = mapped_column(doc="Behind by a minute or two")
     revoked_at: Mapped[datetime | None]
     successor_id: Mapped[str | None]
+
+
+class Tenant(Base):
+    """A tenant with limits of its own; a null is what the settings say. The others have no row."""
+
+    __tablename__ = "tenants"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    stored_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    open_uploads: Mapped[int | None] = mapped_column(Integer)
+    queued_jobs: Mapped[int | None] = mapped_column(Integer)
+    running_jobs: Mapped[int | None] = mapped_column(Integer)
+    requests_per_second: Mapped[float | None] = mapped_column(Float)
+    request_burst: Mapped[int | None] = mapped_column(Integer)
 
 
 class Audit(Base):

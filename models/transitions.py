@@ -22,6 +22,7 @@ from models.errors import Code, Failure, JobError
 from models.events import StatusEvent
 from models.ids import new_id
 from models.queue import oldest_job, turns
+from models.quotas import lock_tenant, running_jobs
 from models.report import Report
 from models.spec import Spec
 from models.spec_train import teacher_ids
@@ -80,11 +81,24 @@ def submit(
     return job
 
 
-def claim(session: Session, *, device_class: str, worker_id: str, lease_until: datetime, now: datetime) -> Job | None:
-    """queued -> running: take the job whose turn it is on this device class, with a new attempt; `None`: none waits.
+def claim(
+    session: Session,
+    *,
+    device_class: str,
+    worker_id: str,
+    lease_until: datetime,
+    now: datetime,
+    max_running: int | None = None,
+) -> Job | None:
+    """queued -> running: take the job whose turn it is on this device class, with a new attempt; `None`: none waits, or
+    only those of tenants that run as many as they may (`max_running`, where a tenant has no limit of its own).
 
-    Two workers never get the same row, and neither waits for the other."""
-    for tenant in turns(session, device_class):
+    Two workers never get the same row, and neither waits for the other, but for the jobs of a tenant with a limit."""
+    for tenant, limit in turns(session, device_class, max_running):
+        if limit is not None:
+            lock_tenant(session, tenant)
+            if running_jobs(session, tenant) >= limit:
+                continue
         job = _change(
             session,
             and_(Job.id == oldest_job(tenant, device_class), Job.status == JobStatus.QUEUED),

@@ -233,6 +233,10 @@ class LimitsView(_View):
     open_uploads: int = Field(description="Resumable uploads of one tenant at once.")
     upload_expiry_seconds: float = Field(description="How long a resumable upload may rest.")
     stored_bytes: int = Field(description="Of one tenant: networks, data sets, artifacts and uploads, same bytes once.")
+    queued_jobs: int = Field(description="Of one tenant, as are those that follow; this one: jobs that wait at once.")
+    running_jobs: int | None = Field(description="Jobs that run at once; null: as many as workers take.")
+    requests_per_second: float | None = Field(description="Over all keys; null: no limit.")
+    request_burst: int = Field(description="Requests that may come at once before the rate counts.")
 
 
 class Capabilities(_View):

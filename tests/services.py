@@ -179,8 +179,13 @@ class Valkey(Service):
             "--dir",
             self.folder,
             *quiet,
+            *self.arguments(),
         ]
         self.run(arguments, signal.SIGKILL, lambda: self.client().ping())
+
+    def arguments(self) -> list[str]:
+        """More of the command line, for a server that tests need otherwise."""
+        return []
 
     def client(self) -> redis.Redis:
         return redis.Redis(unix_socket_path=str(self.socket), socket_timeout=5)

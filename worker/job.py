@@ -66,7 +66,12 @@ def claim_job(database: Database, settings: Settings, worker_id: str) -> Assignm
             moment = now(session)
             lease = moment + timedelta(seconds=settings.scaled(settings.lease_seconds))
             job = transitions.claim(
-                session, device_class=settings.device_class, worker_id=worker_id, lease_until=lease, now=moment
+                session,
+                device_class=settings.device_class,
+                worker_id=worker_id,
+                lease_until=lease,
+                now=moment,
+                max_running=settings.max_running_jobs,
             )
             if job is None:
                 return None

@@ -35,7 +35,7 @@ def main(arguments: Sequence[str], command: Sequence[str] = ENGINE) -> int:
     )
     given = parser.parse_args(arguments)
     kind: Kind = given.kind
-    logs.configure(settings().log_format)
+    logs.configure(settings().log_format, settings().log_level.upper())
     for name in ("celery.beat", "celery.app.trace", "celery.worker.strategy"):
         logging.getLogger(name).setLevel(logging.WARNING)  # they say more than once a second that all is well
     allow_weak = given.allow_weak_sandbox or settings().allow_weak_sandbox

@@ -33,6 +33,7 @@ _SUBMIT_PROBLEMS = (
     Code.IDEMPOTENCY_MISMATCH,
     Code.IDEMPOTENCY_IN_FLIGHT,
     Code.BAD_REQUEST,
+    Code.TOO_MANY_JOBS,
 )
 _MADE = {"description": "Queued", "headers": {"Location": {"schema": {"type": "string"}}}}
 

@@ -29,9 +29,9 @@ def get_job_schema(_: CallerDep) -> dict[str, Any]:
 
 
 @router.get("/capabilities", operation_id="get_capabilities")
-def get_capabilities(service: ServiceDep, _: CallerDep) -> Capabilities:
-    """What this deployment can do."""
-    return capabilities(service)
+def get_capabilities(service: ServiceDep, caller: CallerDep) -> Capabilities:
+    """What this deployment can do, and how much of it you may."""
+    return capabilities(service, caller.limits)
 
 
 @router.get("/healthz", operation_id="get_health", dependencies=[Depends(known_parameters)])

@@ -14,6 +14,7 @@ from api.strict_json import MAX_JSON_BYTES
 from models.criteria import WEIGHT_CRITERIA
 from models.inspection import DatasetInspection, NetworkInspection
 from models.messages import DEVICE_CLASSES
+from models.quotas import Limits
 from models.spec import (
     Amount,
     Blocks,
@@ -76,7 +77,8 @@ def _device(device: str, workers: list[Worker]) -> DeviceView:
     )
 
 
-def capabilities(service: Service) -> Capabilities:
+def capabilities(service: Service, limits: Limits) -> Capabilities:
+    """`limits` are those of who asks."""
     with service.database.read() as session:
         alive = live(session, service.settings)
     classes = sorted({worker.device_class for worker in alive if worker.device_class})
@@ -119,9 +121,13 @@ def capabilities(service: Service) -> Capabilities:
             body_idle_seconds=settings.body_idle_seconds,
             body_minimum_bytes_per_second=settings.body_minimum_bytes_per_second,
             upload_bytes=max_size_bytes(service),
-            open_uploads=settings.max_open_uploads,
+            open_uploads=limits.open_uploads,
             upload_expiry_seconds=settings.upload_expiry_seconds,
-            stored_bytes=settings.max_stored_bytes,
+            stored_bytes=limits.stored_bytes,
+            queued_jobs=limits.queued_jobs,
+            running_jobs=limits.running_jobs,
+            requests_per_second=limits.requests_per_second,
+            request_burst=limits.request_burst,
         ),
         versions={"modelpress": version("modelpress"), "python": platform.python_version()},
         never_exercised_here=[

@@ -19,7 +19,7 @@ from api.pages import cursor_of, id_of
 from api.services.devices import device_classes
 from api.services.preview import preview
 from api.services.specs import CheckedSpec, check, merge
-from models import audit, logs, queue, transitions
+from models import audit, logs, queue, quotas, transitions
 from models.audit import Action
 from models.database import now
 from models.errors import Code, Failure, FieldProblem, JobError
@@ -103,7 +103,7 @@ def submit(
     """Queue a job, and nudge the workers that could take it.
 
     Raises `Failure` with `bad_request` for a key that is empty, longer than 255 or not printable ASCII, with
-    `idempotency_in_flight` or `idempotency_mismatch` for one in use, and as `specs.check` does.
+    `idempotency_in_flight` or `idempotency_mismatch` for one in use, with `too_many_jobs`, and as `specs.check` does.
     """
     if key is None:
         return _submit(service, caller, document, None, action)
@@ -131,6 +131,8 @@ def _submit(service: Service, caller: Caller, document: dict[str, Any], key: str
         alive = device_classes(session, service.settings)
     try:
         with service.database.transaction() as session:
+            quotas.lock_tenant(session, tenant)
+            quotas.refuse_one_more_job(session, tenant, caller.limits.queued_jobs)
             job = _insert(session, tenant, checked)
             audit.record(session, caller, action, job.id, job.created_at)
             if key is not None:

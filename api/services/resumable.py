@@ -62,12 +62,12 @@ def create(
     name = clean_name(tus.name_in(metadata))
     sha256 = expected_sha256(request.headers)
     service.transfers.incoming.refuse_without_room(size_bytes)
-    settings, tenant = service.settings, caller.tenant
+    tenant, limits = caller.tenant, caller.limits
     with service.database.transaction() as session:
         quotas.lock_tenant(session, tenant)
         moment = now(session)
-        quotas.refuse_one_more_upload(session, tenant, settings.max_open_uploads, moment)
-        quotas.refuse_over(session, tenant, settings.max_stored_bytes, moment, more_bytes=size_bytes)
+        quotas.refuse_one_more_upload(session, tenant, limits.open_uploads, moment)
+        quotas.refuse_over(session, tenant, limits.stored_bytes, moment, more_bytes=size_bytes)
         row = uploads.create(
             session,
             tenant=tenant,

@@ -68,7 +68,7 @@ async def accept(
     declared = request.headers.get("content-length", "")
     expected = int(declared) if declared.isdecimal() and int(declared) <= limit_bytes else None
     settings = service.settings
-    left = await asyncio.to_thread(_quota_left, service, caller.tenant, expected or 0)
+    left = await asyncio.to_thread(_quota_left, service, caller, expected or 0)
     limit = limit_bytes if expected is not None else min(limit_bytes, left)
     pieces = stream(request, limit, settings.body_idle_seconds, settings.body_minimum_bytes_per_second)
     writer = await asyncio.to_thread(service.blobs.writer, expected_bytes=expected)
@@ -84,7 +84,7 @@ async def accept(
                 await _write_all(write, chunks, table, expected, clean_name(name), read_options)
         except Failure as failure:
             if failure.code is Code.TOO_LARGE and limit < limit_bytes:
-                raise over_quota(settings.max_stored_bytes) from failure
+                raise over_quota(caller.limits.stored_bytes) from failure
             raise
         for checksum in checksums:
             checksum.check()
@@ -122,10 +122,9 @@ async def _write_all(
             await writing
 
 
-def _quota_left(service: Service, tenant: str, more_bytes: int) -> int:
+def _quota_left(service: Service, caller: Caller, more_bytes: int) -> int:
     with service.database.read() as session:
-        limit = service.settings.max_stored_bytes
-        return refuse_over(session, tenant, limit, now(session), more_bytes=more_bytes)
+        return refuse_over(session, caller.tenant, caller.limits.stored_bytes, now(session), more_bytes=more_bytes)
 
 
 def _add(
@@ -136,7 +135,7 @@ def _add(
         lock_tenant(session, tenant)
         moment = now(session)
         row = add_upload(session, table, tenant=tenant, name=name, blob=blob, now=moment, read_options=read_options)
-        refuse_over(session, tenant, service.settings.max_stored_bytes, moment)
+        refuse_over(session, tenant, caller.limits.stored_bytes, moment)
         audit.record(session, caller, UPLOADED[table], row.id, moment)
         return row
 

@@ -18,6 +18,7 @@ from modelpress.outcomes import ApiError, DownloadError, ModelpressError, Prepar
 
 OPERATORS = {
     "keys": "make, list, rotate and revoke API keys",
+    "tenants": "what each tenant has, and how much it may have",
     "audit": "who did what: the audit trail",
 }
 """Commands that the service's own program reads and does."""

@@ -25,7 +25,7 @@ RESUMABLE_BYTES = 16 << 20
 """Files of this size and more are sent so that a broken connection costs nothing."""
 
 _TUS = {"Tus-Resumable": "1.0.0"}
-_GO_ON = (408, 409, 423, 460, 502, 503, 504)
+_GO_ON = (408, 409, 423, 429, 460, 502, 503, 504)
 """What a part may be answered with that another look at the offset can mend."""
 _NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout)
 
@@ -192,7 +192,7 @@ class Transport:
                             progress(done, max(size, done))
                 return hashed.hexdigest()
             except ApiError as error:
-                if error.status not in (0, 503) or (done and not tag) or time.monotonic() > deadline:
+                if error.status not in (0, 429, 503) or (done and not tag) or time.monotonic() > deadline:
                     raise
                 time.sleep(error.retry_after or 0.5)
 
@@ -226,7 +226,7 @@ class Transport:
                 self._reached = True
                 if not response.is_error:
                     return response
-                passing = response.status_code in (423, 503) or (again and response.status_code in (502, 504))
+                passing = response.status_code in (423, 429, 503) or (again and response.status_code in (502, 504))
                 problem = problem_of(response)
                 pause = problem.retry_after or delay
                 if not passing or time.monotonic() + pause > deadline:

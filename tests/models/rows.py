@@ -78,9 +78,21 @@ def submit(session: Session, tenant: str = "a", *, device: str = "auto", seconds
     return job.id
 
 
-def claim(session: Session, *, worker: str = "w", device_class: str = "cpu", seconds: float = 0) -> Job | None:
+def claim(
+    session: Session,
+    *,
+    worker: str = "w",
+    device_class: str = "cpu",
+    seconds: float = 0,
+    max_running: int | None = None,
+) -> Job | None:
     return transitions.claim(
-        session, device_class=device_class, worker_id=worker, lease_until=at(seconds + LEASE), now=at(seconds)
+        session,
+        device_class=device_class,
+        worker_id=worker,
+        lease_until=at(seconds + LEASE),
+        now=at(seconds),
+        max_running=max_running,
     )
 
 

@@ -70,6 +70,23 @@ def test_a_line_for_people_ends_in_its_ids_and_is_never_two(capsys: pytest.Captu
     assert second == "    2026-01-01 00:00:00,000 INFO forged: yes request_id=r1 job_id=job_1"
 
 
+@pytest.mark.parametrize("log_format", ["human", "json"])
+def test_keys_and_passwords_are_starred_out_wherever_they_came_from(
+    log_format: logs.Format, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logs.configure(log_format)
+    key, url = "mp_" + "S3cret-_" * 5, "redis://:S3cret@host:6379/0"
+    with logs.about(request_id=key):
+        try:
+            raise ValueError(f"postgresql://user:S3cret@host/{key}")
+        except ValueError:
+            logger.exception("GET /jobs/%s %s", key, url, extra={logs.FIELDS: {"path": f"/jobs/{key}"}})
+    said = "\n".join(lines(capsys))
+    assert "S3cret" not in said
+    for left in ("GET /jobs/mp_*** redis://:***@host:6379/0", "postgresql://user:***@host/mp_***", "ValueError"):
+        assert left in said
+
+
 def test_a_thread_has_the_ids_it_is_given(capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure("json")
     with logs.about(job_id="job_1"):

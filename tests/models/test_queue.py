@@ -6,9 +6,11 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from models import transitions
+from models.database import Database
 from models.queue import queue_position, queued_count
-from models.tables import Job
+from models.tables import Job, Tenant
 from tests.models.rows import ERROR, at, claim, submit
+from tests.models.test_transitions import together
 
 
 def claimed_tenants(session: Session, count: int, *, finish: bool) -> list[str]:
@@ -78,3 +80,37 @@ def test_a_position_and_a_count_look_at_rivals_for_the_same_device_only(session:
     claimed = claim(session, device_class="cpu")
     assert claimed is not None
     assert queue_position(session, claimed) is None
+
+
+def test_a_tenant_runs_as_many_as_it_may_and_leaves_the_turn_to_others(session: Session) -> None:
+    session.add(Tenant(name="wide", running_jobs=3))
+    for second in range(5):
+        for tenant in ("a", "b", "wide"):
+            submit(session, tenant, seconds=second)
+
+    def tenants(count: int) -> list[str]:
+        jobs = [claim(session, seconds=100 + turn, max_running=1) for turn in range(count)]
+        return sorted(job.tenant for job in jobs if job is not None)
+
+    assert tenants(8) == ["a", "b", "wide", "wide", "wide"]
+    job = session.scalars(select(Job).where(Job.tenant == "a", Job.status == "running")).one()
+    assert transitions.fail(session, job.id, job.attempt, ERROR, at(200))
+    assert tenants(3) == ["a"]
+    assert claim(session, seconds=300, max_running=0) is None
+    assert claim(session, seconds=300) is not None
+
+
+def test_workers_that_claim_at_once_hold_no_more_than_a_tenant_may_run(database: Database) -> None:
+    with database.transaction() as session:
+        for _ in range(8):
+            submit(session, "a")
+    held = []
+
+    def work() -> None:
+        with database.transaction() as session:
+            job = claim(session, max_running=2)
+            if job is not None:
+                held.append(job.id)
+
+    together(*[work] * 6)
+    assert len(held) == len(set(held)) == 2
