@@ -20,7 +20,7 @@ from api.key_use import KeyUse
 from api.metrics import Metrics
 from api.nudge import Nudger
 from api.readiness import ReadinessCheck
-from api.routes import artifacts, datasets, events, jobs, meta, models, uploads
+from api.routes import artifacts, datasets, events, jobs, meta, models, uploads, webhooks
 from api.transfers import Transfers
 from api.tus import TusMiddleware
 from api.upload_sweep import UploadSweep
@@ -31,7 +31,16 @@ from models.incoming import Incoming, incoming_folder
 from models.settings import Settings
 from models.storage import open_blobs
 
-ROUTERS = (models.router, datasets.router, uploads.router, jobs.router, events.router, artifacts.router, meta.router)
+ROUTERS = (
+    models.router,
+    datasets.router,
+    uploads.router,
+    jobs.router,
+    events.router,
+    artifacts.router,
+    webhooks.router,
+    meta.router,
+)
 
 DESCRIPTION = """Send a trained network and say how small or how fast; get back a smaller, faster one with a report.
 
@@ -92,6 +101,7 @@ def create_app(settings: Settings) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        webhooks=webhooks.outgoing,
     )
     errors.install(app)
     for router in ROUTERS:

@@ -14,7 +14,7 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 
 from models.broker import celery_settings
-from models.messages import CONTROL_QUEUE, TASK_INSPECT, TASK_RUN_JOB, queue_of
+from models.messages import CONTROL_QUEUE, TASK_DELIVER, TASK_INSPECT, TASK_RUN_JOB, queue_of
 
 logger = logging.getLogger("modelpress.nudge")
 
@@ -40,6 +40,9 @@ class Nudger:
 
     def upload_waits(self) -> None:
         self._add(TASK_INSPECT, CONTROL_QUEUE)
+
+    def webhook_waits(self) -> None:
+        self._add(TASK_DELIVER, CONTROL_QUEUE)
 
     def close(self) -> None:
         with self._changed:

@@ -26,6 +26,7 @@ def build(app: FastAPI) -> dict[str, Any]:
             version=app.version,
             description=app.description,
             routes=app.routes,
+            webhooks=app.webhooks.routes,
             separate_input_output_schemas=False,
         )
         schemas = document["components"]["schemas"]
@@ -34,6 +35,12 @@ def build(app: FastAPI) -> dict[str, Any]:
         event = _EVENT.json_schema(ref_template=_REFERENCE)
         schemas.update(event.pop("$defs"))
         schemas["JobEvent"] = event
+        for sent in document["webhooks"].values():
+            # It is their receivers that answer, as they like.
+            sent["post"]["responses"] = {
+                "2XX": {"description": "Taken"},
+                "410": {"description": "Never send here again"},
+            }
         for name in ("HTTPValidationError", "ValidationError"):
             schemas.pop(name, None)
         _refer(schemas)

@@ -44,6 +44,11 @@ RULES: dict[str, Rule] = {
     "download_artifact": Rule(Scope.READ, Action.ARTIFACT_DOWNLOADED),
     "download_bundle": Rule(Scope.READ, Action.BUNDLE_DOWNLOADED),
     "get_report": Rule(Scope.READ),
+    "get_job_webhook": Rule(Scope.READ),
+    "redeliver_job_webhook": Rule(Scope.SUBMIT, Action.WEBHOOK_REDELIVERED),
+    "list_webhook_messages": Rule(Scope.READ),
+    "list_webhook_secrets": Rule(Scope.SUBMIT),  # who knows them can sign
+    "rotate_webhook_secret": Rule(Scope.SUBMIT, Action.WEBHOOK_SECRET_ROTATED),
     "list_presets": Rule(None),
     "get_job_schema": Rule(None),
     "get_capabilities": Rule(None),

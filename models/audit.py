@@ -32,6 +32,8 @@ class Action(StrEnum):
     JOB_CANCELLED = "job.cancelled"
     JOB_DELETED = "job.deleted"
     JOB_EXPIRED = "job.expired"
+    WEBHOOK_REDELIVERED = "webhook.redelivered"
+    WEBHOOK_SECRET_ROTATED = "webhook.secret_rotated"  # noqa: S105
     ARTIFACT_DOWNLOADED = "artifact.downloaded"
     BUNDLE_DOWNLOADED = "bundle.downloaded"
 

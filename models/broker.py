@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from models.messages import CONTROL_QUEUE, TASK_INSPECT, TASK_SWEEP
+from models.messages import CONTROL_QUEUE, TASK_DELIVER, TASK_INSPECT, TASK_SWEEP
 
 SOCKET_SECONDS = 5
 
@@ -49,7 +49,7 @@ def celery_settings(broker_url: str) -> dict[str, Any]:
         "task_acks_late": False,
         "task_create_missing_queues": True,
         "task_default_queue": CONTROL_QUEUE,
-        "task_routes": {TASK_INSPECT: {"queue": CONTROL_QUEUE}, TASK_SWEEP: {"queue": CONTROL_QUEUE}},
+        "task_routes": {task: {"queue": CONTROL_QUEUE} for task in (TASK_INSPECT, TASK_DELIVER, TASK_SWEEP)},
         "worker_prefetch_multiplier": 1,
         "worker_disable_prefetch": True,
         "worker_send_task_events": False,

@@ -7,7 +7,7 @@ import secrets
 import time
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
-_PATTERN = re.compile(r"(net|dat|job|key|upl|aud)_[0-9a-hjkmnp-tv-z]{26}")
+_PATTERN = re.compile(r"(net|dat|job|key|upl|aud|msg|whs)_[0-9a-hjkmnp-tv-z]{26}")
 
 
 def _base32(value: int, length: int) -> str:

@@ -18,6 +18,8 @@ TASK_RUN_JOB = "modelpress.run_job"
 """To the queue of a device class; names no job: whoever is free claims the next row."""
 TASK_INSPECT = "modelpress.inspect"
 """To the control queue; claims the next upload that waits for inspection."""
+TASK_DELIVER = "modelpress.deliver"
+"""To the control queue; claims the next message to a webhook that is due."""
 TASK_SWEEP = "modelpress.sweep"
 """To the control queue, from beat."""
 

@@ -17,7 +17,8 @@ from models.audit import Action, Actor
 from models.database import Database, now
 from models.settings import Settings
 from models.statuses import TERMINAL
-from models.tables import Audit, Checkpoint, Idempotency, Job
+from models.tables import Audit, Checkpoint, Idempotency, Job, WebhookMessage
+from models.webhooks import is_undelivered
 
 IDEMPOTENCY_LIFETIME = timedelta(hours=24)
 """How long the same Idempotency-Key gives the same job; its row goes afterwards."""
@@ -30,6 +31,7 @@ class Expired(NamedTuple):
     checkpoints: int
     idempotency_keys: int
     audit_rows: int
+    webhook_messages: int
 
 
 def expiry_of(finished_at: datetime | None, keep_days: float | None) -> datetime | None:
@@ -50,12 +52,15 @@ def expire(database: Database, settings: Settings) -> Expired:
     if settings.keep_audit_days is not None:
         audit_rows = _until_none(database, expire_audit, moment - timedelta(days=settings.keep_audit_days))
     idempotency_keys = _until_none(database, expire_idempotency, moment - IDEMPOTENCY_LIFETIME)
-    return Expired(jobs, checkpoints, idempotency_keys, audit_rows)
+    messages = _until_none(database, expire_webhooks, moment - timedelta(days=settings.keep_webhooks_days))
+    return Expired(jobs, checkpoints, idempotency_keys, audit_rows, messages)
 
 
 def expire_jobs(session: Session, before: datetime) -> int:
-    """Delete jobs that ended before then, with their events, logs and artifacts; the audit trail says so."""
-    ended = select(Job.id).where(Job.status.in_(TERMINAL), Job.finished_at < before).order_by(Job.finished_at)
+    """Delete jobs that ended before then, with their events, logs and artifacts, but for those whose webhook is still
+    to be told; the audit trail says so."""
+    ended = select(Job.id).where(Job.status.in_(TERMINAL), Job.finished_at < before, ~is_undelivered(Job))
+    ended = ended.order_by(Job.finished_at)
     gone = delete(Job).where(Job.id.in_(ended.limit(AT_ONCE).with_for_update(skip_locked=True).scalar_subquery()))
     expired = session.execute(gone.returning(Job.tenant, Job.id)).tuples().all()
     for tenant, job_id in expired:
@@ -81,6 +86,14 @@ def expire_idempotency(session: Session, before: datetime) -> int:
 def expire_audit(session: Session, before: datetime) -> int:
     old = select(Audit.id).where(Audit.at < before).limit(AT_ONCE)
     return len(session.scalars(delete(Audit).where(Audit.id.in_(old)).returning(Audit.id)).all())
+
+
+def expire_webhooks(session: Session, before: datetime) -> int:
+    """Delete messages that were delivered or given up before then. An endpoint that one of them disabled is tried again
+    when the next job names it."""
+    old = select(WebhookMessage.id).where(WebhookMessage.ended_at < before).limit(AT_ONCE)
+    gone = delete(WebhookMessage).where(WebhookMessage.id.in_(old), WebhookMessage.ended_at < before)
+    return len(session.scalars(gone.returning(WebhookMessage.id)).all())
 
 
 def _until_none(database: Database, expire_some: _Expire, before: datetime) -> int:

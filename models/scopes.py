@@ -12,7 +12,7 @@ class Scope(StrEnum):
     UPLOAD = "upload"
     """Send networks and data sets, also in parts."""
     SUBMIT = "submit"
-    """Queue, clone and cancel jobs."""
+    """Queue, clone and cancel jobs, and look after what their webhooks are told."""
     DELETE = "delete"
     """Delete networks, data sets and ended jobs."""
 

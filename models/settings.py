@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 GiB = 1 << 30
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+def _parted(value: object) -> object:
+    """`a, b` is how a variable lists things."""
+    return tuple(part.strip().lower() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+def _known(entries: tuple[str, ...]) -> tuple[str, ...]:
+    for entry in entries:
+        if "/" in entry:
+            ipaddress.ip_network(entry)
+        elif not all(entry.split(".")) or not entry.replace(".", "").replace("-", "").replace("_", "").isalnum():
+            raise ValueError(f"{entry!r} is neither the name of a host nor a network as 10.1.0.0/16")
+    return entries
 
 
 class Settings(BaseSettings):
@@ -49,6 +65,22 @@ class Settings(BaseSettings):
     )
     log_format: Literal["human", "json"] = Field(default="human", description="json: one object a line.")
     log_level: Literal["debug", "info", "warning"] = "info"
+
+    webhook_secret: str | None = Field(
+        default=None,
+        min_length=32,
+        repr=False,
+        description="What webhooks are signed with is derived from it; the same for api and control. Unset: none.",
+    )
+    webhook_http: bool = Field(default=False, description="Call http:// webhooks too, which others can read.")
+    webhook_allowed: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_parted), AfterValidator(_known)] = Field(
+        default=(),
+        description="Names of hosts, and networks as 10.1.0.0/16, that webhooks may reach though they are private; "
+        "between commas.",
+    )
+    webhook_timeout_seconds: Annotated[float, Field(gt=0, le=30)] = Field(
+        default=20.0, description="What a webhook's receiver may take to answer, in all."
+    )
 
     device_class: str = Field(default="cpu", pattern="^(cpu|cuda)$", description="What a device worker offers.")
     gpus: str | None = Field(default=None, description="Device set of a CUDA worker, as in CUDA_VISIBLE_DEVICES.")
@@ -98,6 +130,9 @@ class Settings(BaseSettings):
     collect_grace_seconds: Annotated[float, Field(ge=600)] = Field(
         default=3600.0, description="How long bytes stay that nobody names, twice: before and after they are condemned."
     )
+    keep_webhooks_days: Annotated[float, Field(gt=0)] = Field(
+        default=30.0, description="How long it is known what became of a message that is not sent any more."
+    )
     upkeep_seconds: float = Field(default=3600.0, description="Between two rounds of deleting what is not needed.")
 
     clock_scale: Annotated[float, Field(gt=0, le=10)] = 1.0
@@ -114,6 +149,10 @@ class Settings(BaseSettings):
     inspect_timeout_seconds: float = 600.0
     stall_seconds: float = 600.0
     max_strikes: int = Field(default=3, description="Attempts that may end badly before a job fails.")
+
+    @property
+    def webhook_networks(self) -> tuple[Network, ...]:
+        return tuple(ipaddress.ip_network(entry) for entry in self.webhook_allowed if "/" in entry)
 
     def scaled(self, seconds: float) -> float:
         return seconds * self.clock_scale

@@ -68,6 +68,7 @@ __all__ = [
     "TernaryStep",
     "Training",
     "Transform",
+    "Webhook",
 ]
 
 Task = Literal[
@@ -155,6 +156,14 @@ class Require(Strict):
     on_miss: Literal["report", "fail"] = "report"
 
 
+class Webhook(Strict):
+    """Whom to tell that the job has ended: a signed POST, as Standard Webhooks 1.0 says (standardwebhooks.com)."""
+
+    url: Annotated[str, Field(min_length=1, max_length=2048)] = Field(
+        description="On https, port 443, 80 or from 1024 up, at public addresses. Redirects are not followed."
+    )
+
+
 def _distinct(formats: list[ExportFormat]) -> list[ExportFormat]:
     if len(set(formats)) != len(formats):
         raise ValueError("each format once")
@@ -178,6 +187,7 @@ class Spec(Strict):
     device: Device = "auto"
     require: Require | None = None
     limits: Limits = Limits()
+    webhook: Webhook | None = None
     metadata: Annotated[
         dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=50)
     ] = Field(default={})

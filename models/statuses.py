@@ -48,6 +48,16 @@ class TransferStatus(StrEnum):
     EXPIRED = "expired"
 
 
+class MessageStatus(StrEnum):
+    """Of the message to a job's webhook."""
+
+    PENDING = "pending"
+    DELIVERED = "delivered"
+    FAILED = "failed"
+    DISABLED = "disabled"
+    """Not sent, because an earlier message to the same URL found that nobody is there."""
+
+
 class Phase(StrEnum):
     """What a running job is doing; detail for people, never a status."""
 

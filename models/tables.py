@@ -281,6 +281,53 @@ class Idempotency(Base):
     created_at: Mapped[datetime]
 
 
+class WebhookMessage(Base):
+    """What is to be told to a job's webhook about its end, written with that end. Its id is the `webhook-id`.
+
+    `body`: what is signed and sent, to the byte. `endpoint`: the SHA-256 of tenant and URL. `token` grows with every
+    claim. `failures` counts since the schedule began, `attempts` has the last ones. A message with `disabled_at` is why
+    nothing more is sent to its endpoint.
+    """
+
+    __tablename__ = "webhook_messages"
+    __table_args__ = (
+        Index("webhook_messages_by_tenant", "tenant", "id"),
+        Index("webhook_messages_to_claim", "status", "next_attempt_at"),
+        Index("webhook_messages_by_lease", "tenant", "lease_expires_at"),
+        Index("webhook_messages_by_endpoint", "endpoint", "status"),
+        Index("webhook_messages_by_end", "ended_at"),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), unique=True)
+    tenant: Mapped[str]
+    url: Mapped[str] = mapped_column(Text)
+    endpoint: Mapped[str] = mapped_column(String(64))
+    body: Mapped[str] = mapped_column(Text)
+    status: Mapped[str] = mapped_column(String(16))
+    failures: Mapped[int] = mapped_column(Integer, default=0)
+    token: Mapped[int] = mapped_column(Integer, default=0)
+    attempts: Mapped[list[dict[str, Any]]] = mapped_column(JSON)
+    created_at: Mapped[datetime]
+    next_attempt_at: Mapped[datetime | None]
+    lease_expires_at: Mapped[datetime | None]
+    ended_at: Mapped[datetime | None]
+    disabled_at: Mapped[datetime | None]
+
+
+class WebhookSecret(Base):
+    """The salt of a secret that signs a tenant's webhooks; see `models.webhook_secrets`."""
+
+    __tablename__ = "webhook_secrets"
+    __table_args__ = (Index("webhook_secrets_by_tenant", "tenant"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    tenant: Mapped[str]
+    salt: Mapped[bytes] = mapped_column(LargeBinary(16))
+    created_at: Mapped[datetime]
+    expires_at: Mapped[datetime | None]
+
+
 class CondemnedBlob(Base):
     """Stored bytes that no row named when they were looked at; see `models.collection`."""
 

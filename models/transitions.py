@@ -2,7 +2,8 @@
 
 A change names the statuses it starts from and, when a worker makes it, the attempt that worker holds. No row back means
 that somebody else won (it was cancelled, finished, or given to another worker): a normal answer, `None` or `False`.
-Each change also appends its `status` event and moves `changed_at`, in the caller's transaction.
+Each change also appends its `status` event and moves `changed_at`, in the caller's transaction; so does each end write
+the message to the job's webhook, which is then sent for an end that was committed, and for no other.
 What a worker writes without a change of status is in `attempts.py`; who claims next is decided in `queue.py`.
 """
 
@@ -17,6 +18,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.functions import coalesce
 
+from models import webhooks
 from models.attempts import HELD, PublishedArtifact, artifact_row
 from models.errors import Code, Failure, JobError
 from models.events import StatusEvent
@@ -245,6 +247,8 @@ def _change(
     job = session.scalars(statement).one_or_none()
     if job is not None:
         _append_status(session, job, message)
+        if JobStatus(job.status).is_terminal:
+            webhooks.announce(session, job)
     return job
 
 

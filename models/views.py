@@ -12,6 +12,7 @@ from models.inspection import GroupInfo, ImageSizes, LabelInfo, LayerInfo, Notic
 from models.presets import Preset
 from models.reading import ReadOptions
 from models.statuses import JobStatus, Phase, UploadStatus
+from models.webhook_views import JobWebhook
 
 StoredSpec = Annotated[dict[str, Any], WithJsonSchema({"x-schema": "Spec"})]
 """A spec as it was stored: shown as it is, also after the schema grew. `x-schema` becomes a reference in OpenAPI."""
@@ -99,6 +100,9 @@ class JobView(_View):
     progress: Progress
     queue_position: int | None = Field(description="1 is the next to start; `null` unless queued.")
     error: JobError | None
+    webhook: JobWebhook | None = Field(
+        description="What became of the message about its end; `null` before that, and where no `webhook` was given."
+    )
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
@@ -239,6 +243,16 @@ class LimitsView(_View):
     request_burst: int = Field(description="Requests that may come at once before the rate counts.")
 
 
+class WebhooksView(_View):
+    """How jobs' webhooks are told, by Standard Webhooks 1.0."""
+
+    events: list[str]
+    schemes: list[str] = Field(description="Of URLs.")
+    signature: str
+    delays_seconds: list[float] = Field(description="Before each attempt, after the one before.")
+    timeout_seconds: float
+
+
 class Capabilities(_View):
     """What this deployment can do."""
 
@@ -270,5 +284,8 @@ class Capabilities(_View):
     devices: list[DeviceView]
     sandbox: list[str] = Field(description="Levels that live workers report for the process that opens uploads.")
     limits: LimitsView
+    webhooks: WebhooksView | None = Field(
+        description="`null`: MODELPRESS_WEBHOOK_SECRET is not set, so there are none."
+    )
     versions: dict[str, str]
     never_exercised_here: list[str] = Field(description="Code paths that no live worker of this deployment can run.")

@@ -14,7 +14,9 @@ from models.settings import Settings
 Kind = Literal["control", "device"]
 
 INSPECTIONS = 2
-"""Uploads a control worker inspects at once. One slot more is always left to the sweep."""
+"""Uploads a control worker inspects at once."""
+DELIVERIES = 4
+"""Messages to webhooks a control worker sends at once. One slot more is always left to the sweep."""
 
 
 def queue_for(settings: Settings, kind: Kind) -> str:
@@ -24,7 +26,7 @@ def queue_for(settings: Settings, kind: Kind) -> str:
 
 def slots_for(kind: Kind) -> int:
     """A device worker is one slot: one engine per device set."""
-    return INSPECTIONS + 1 if kind == "control" else 1
+    return INSPECTIONS + DELIVERIES + 1 if kind == "control" else 1
 
 
 def celery_app(settings: Settings) -> Celery:

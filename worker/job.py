@@ -171,7 +171,7 @@ class _Attempt:
             network=NetworkFile(path=network, sha256=given.network_sha256, read=given.read_options),
             dataset=InputFile(path=dataset, sha256=given.dataset_sha256) if dataset else None,
             teachers=teachers,
-            spec=given.spec,
+            spec=given.spec.model_copy(update={"webhook": None}),  # no concern of the engine's, nor of its files
             folder=folder.job,
             device="cuda" if self._settings.device_class == "cuda" else "cpu",
             threads=self._settings.engine_threads,

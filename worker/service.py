@@ -6,7 +6,8 @@ import logging
 import platform
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -20,11 +21,12 @@ from models.settings import Settings
 from models.storage import open_blobs
 from models.tables import Worker
 from worker import sandbox
-from worker.app import INSPECTIONS, Kind, queue_for, slots_for
+from worker.app import DELIVERIES, INSPECTIONS, Kind, queue_for, slots_for
 from worker.job import claim_job, run_job
 from worker.machine import memory_bytes
 from worker.supervisor import ENGINE, Supervisor
 from worker.upload import claim_upload, inspect_upload
+from worker.webhooks import Courier
 from worker.workplace import Workplace
 
 _VERSIONS = ("modelpress", "torch", "onnxruntime", "celery")
@@ -48,6 +50,8 @@ class WorkerService:
             self.database, self.blobs, settings, self._workplace, self.draining, command, at_once
         )
         self._inspecting = threading.BoundedSemaphore(INSPECTIONS)
+        self._courier = Courier(self.database, settings, self.draining)
+        self._delivering = threading.BoundedSemaphore(DELIVERIES)
         self._stopped = threading.Event()
         self._heart = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
 
@@ -76,16 +80,18 @@ class WorkerService:
                 run_job(self._supervisor, assignment)
                 _logger.info("job %s: attempt %d has ended", job.id, job.attempt)
 
+    def deliver_webhooks(self) -> None:
+        """Send what is due. Does nothing while all slots for it are taken."""
+        with _a_slot(self._delivering) as free:
+            if free:
+                self._courier.deliver()
+
     def inspect_uploads(self) -> None:
         """Inspect what waits. Does nothing while all slots for it are taken, so that the sweep always has one."""
-        if not self._inspecting.acquire(blocking=False):
-            return
-        try:
-            while not self.draining.is_set() and (upload := claim_upload(self.database, self.settings)):
+        with _a_slot(self._inspecting) as free:
+            while free and not self.draining.is_set() and (upload := claim_upload(self.database, self.settings)):
                 with logs.about(upload_id=upload.id):
                     inspect_upload(self._supervisor, upload)
-        finally:
-            self._inspecting.release()
 
     def _beat(self) -> None:
         pause = 0.0
@@ -117,3 +123,14 @@ class WorkerService:
             started_at=moment,
             heartbeat_at=moment,
         )
+
+
+@contextmanager
+def _a_slot(slots: threading.Semaphore) -> Iterator[bool]:
+    """Whether there is one; nobody waits for it."""
+    free = slots.acquire(blocking=False)
+    try:
+        yield free
+    finally:
+        if free:
+            slots.release()

@@ -9,12 +9,12 @@ from datetime import timedelta
 
 from celery import Celery
 
-from models import inspections, queue, transitions, workers
+from models import inspections, queue, transitions, webhooks, workers
 from models.blobs import Blobs
 from models.database import Database, now
-from models.messages import CONTROL_QUEUE, TASK_INSPECT, TASK_RUN_JOB, queue_of
+from models.messages import CONTROL_QUEUE, TASK_DELIVER, TASK_INSPECT, TASK_RUN_JOB, queue_of
 from models.settings import Settings
-from worker.app import INSPECTIONS
+from worker.app import DELIVERIES, INSPECTIONS
 from worker.upkeep import Upkeep
 
 _logger = logging.getLogger(__name__)
@@ -57,6 +57,7 @@ class Sweep:
                 for device_class, slots in free.items()
             }
             wanted[TASK_INSPECT, CONTROL_QUEUE] = min(INSPECTIONS, inspections.waiting_count(session))
+            wanted[TASK_DELIVER, CONTROL_QUEUE] = min(DELIVERIES, webhooks.due_count(session, moment))
         for name, status in ended:
             _logger.warning("%s: its worker was lost; it is %s now", name, status)
         self._last_success = time.monotonic()

@@ -1,4 +1,4 @@
-"""The three messages a worker understands."""
+"""The four messages a worker understands."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from celery import Celery
 
 from models.errors import Code, Failure
-from models.messages import TASK_INSPECT, TASK_RUN_JOB, TASK_SWEEP
+from models.messages import TASK_DELIVER, TASK_INSPECT, TASK_RUN_JOB, TASK_SWEEP
 from worker.app import Kind
 from worker.service import WorkerService
 from worker.sweep import Sweep
@@ -23,6 +23,7 @@ def define_tasks(app: Celery, service: WorkerService, kind: Kind) -> None:
         return
     sweep = Sweep(service.database, service.blobs, service.settings, app)
     app.task(name=TASK_INSPECT)(_task(service.inspect_uploads))
+    app.task(name=TASK_DELIVER)(_task(service.deliver_webhooks))
     app.task(name=TASK_SWEEP)(_task(sweep.run))
 
 

@@ -24,9 +24,16 @@ IdempotencyKey = Annotated[
     Header(description="1 to 255 printable characters; the same key and body give the same job for 24 hours."),
 ]
 JsonObject = Annotated[dict[str, Any], Depends(json_object)]
-_BODY_PROBLEMS = (Code.UNSUPPORTED_MEDIA_TYPE, Code.TOO_LARGE, Code.INVALID_SPEC, Code.NO_SUCH_DEVICE)
+_BODY_PROBLEMS = (
+    Code.UNSUPPORTED_MEDIA_TYPE,
+    Code.TOO_LARGE,
+    Code.INVALID_SPEC,
+    Code.NO_SUCH_DEVICE,
+    Code.UNSUPPORTED_HERE,
+)
 _SUBMIT_PROBLEMS = (
     *_BODY_PROBLEMS,
+    Code.UNSUPPORTED_HERE,
     Code.NOT_FOUND,
     Code.NOT_READY,
     Code.NETWORK_REJECTED,

@@ -15,6 +15,7 @@ from models.criteria import WEIGHT_CRITERIA
 from models.inspection import DatasetInspection, NetworkInspection
 from models.messages import DEVICE_CLASSES
 from models.quotas import Limits
+from models.settings import Settings
 from models.spec import (
     Amount,
     Blocks,
@@ -36,7 +37,9 @@ from models.spec_quantize import QUANTIZE_STEPS
 from models.spec_regularize import L1, BatchNormGamma, GroupLasso, Growing
 from models.spec_speed import Speed
 from models.tables import Worker
-from models.views import Capabilities, DeviceView, LimitsView
+from models.views import Capabilities, DeviceView, LimitsView, WebhooksView
+from models.webhook_views import EventType
+from models.webhooks import SCHEDULE
 
 
 def _choices(annotation: Any) -> list[str]:
@@ -74,6 +77,18 @@ def _device(device: str, workers: list[Worker]) -> DeviceView:
         memory_bytes=max(memory, default=None),
         sandbox=sorted({worker.sandbox for worker in workers}),
         versions=_versions(workers),
+    )
+
+
+def _webhooks(settings: Settings) -> WebhooksView | None:
+    if settings.webhook_secret is None:
+        return None
+    return WebhooksView(
+        events=_choices(EventType),
+        schemes=["https", "http"] if settings.webhook_http else ["https"],
+        signature="v1 (HMAC-SHA256)",
+        delays_seconds=[delay.total_seconds() for delay in SCHEDULE],
+        timeout_seconds=settings.webhook_timeout_seconds,
     )
 
 
@@ -129,6 +144,7 @@ def capabilities(service: Service, limits: Limits) -> Capabilities:
             requests_per_second=limits.requests_per_second,
             request_burst=limits.request_burst,
         ),
+        webhooks=_webhooks(settings),
         versions={"modelpress": version("modelpress"), "python": platform.python_version()},
         never_exercised_here=[
             f"device {name}: no worker is registered" for name in DEVICE_CLASSES if name not in classes

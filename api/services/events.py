@@ -14,8 +14,7 @@ from starlette.concurrency import run_in_threadpool
 
 from api.auth import Caller, is_still_allowed
 from api.deps import Service
-from api.services.jobs import own_job, view_of
-from models import queue
+from api.services.jobs import own_job, whole
 from models.errors import Code, Failure, FieldProblem
 from models.statuses import TERMINAL, JobStatus
 from models.tables import Event, Job
@@ -124,7 +123,7 @@ def _is_terminal(event: Event) -> bool:
 def _whole(service: Service, session: Session, job: Job, event: Event) -> dict[str, Any] | None:
     if not _is_terminal(event):
         return None
-    return view_of(service.settings, job, queue.queue_position(session, job)).model_dump(mode="json")
+    return whole(service.settings, session, job).model_dump(mode="json")
 
 
 def _view(event: Event, job: dict[str, Any] | None) -> StoredEventView:

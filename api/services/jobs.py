@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 from api.auth import Caller
 from api.deps import Service
 from api.pages import cursor_of, id_of
+from api.services import webhooks
 from api.services.devices import device_classes
 from api.services.preview import preview
 from api.services.specs import CheckedSpec, check, merge
@@ -29,6 +30,7 @@ from models.settings import Settings
 from models.statuses import TERMINAL, JobStatus, Phase
 from models.tables import Idempotency, Job
 from models.views import DryRun, JobPage, JobUrls, JobView, Progress
+from models.webhook_views import JobWebhook
 
 logger = logging.getLogger("modelpress.api")
 
@@ -57,7 +59,13 @@ def own_job(session: Session, tenant: str, job_id: str) -> Job:
     return job
 
 
-def view_of(settings: Settings, job: Job, queue_position: int | None) -> JobView:
+def whole(settings: Settings, session: Session, job: Job) -> JobView:
+    """One job, with what is known of it elsewhere."""
+    webhook = webhooks.states(session, [job]).get(job.id)
+    return view_of(settings, job, queue.queue_position(session, job), webhook)
+
+
+def view_of(settings: Settings, job: Job, queue_position: int | None, webhook: JobWebhook | None) -> JobView:
     path = f"/jobs/{job.id}"
     return JobView(
         id=job.id,
@@ -70,6 +78,7 @@ def view_of(settings: Settings, job: Job, queue_position: int | None) -> JobView
         progress=Progress(**job.progress),
         queue_position=queue_position,
         error=JobError(**job.error) if job.error else None,
+        webhook=webhook,
         created_at=job.created_at,
         started_at=job.started_at,
         finished_at=job.finished_at,
@@ -90,7 +99,9 @@ def view_of(settings: Settings, job: Job, queue_position: int | None) -> JobView
 
 def dry_run(service: Service, tenant: str, document: dict[str, Any]) -> DryRun:
     with service.database.read() as session:
-        return preview(check(session, service.settings, tenant, document))
+        checked = check(session, service.settings, tenant, document)
+    webhooks.resolve(service.settings, checked.spec)
+    return preview(checked)
 
 
 def submit(
@@ -129,6 +140,7 @@ def _submit(service: Service, caller: Caller, document: dict[str, Any], key: str
             return earlier
         checked = check(session, service.settings, tenant, document)
         alive = device_classes(session, service.settings)
+    webhooks.resolve(service.settings, checked.spec)
     try:
         with service.database.transaction() as session:
             quotas.lock_tenant(session, tenant)
@@ -137,7 +149,7 @@ def _submit(service: Service, caller: Caller, document: dict[str, Any], key: str
             audit.record(session, caller, action, job.id, job.created_at)
             if key is not None:
                 _remember(session, tenant, key, body_sha256, job.id)
-            view = view_of(service.settings, job, queue.queue_position(session, job))
+            view = whole(service.settings, session, job)
     except IntegrityError:
         # Another process was faster with the same key.
         with service.database.read() as session:
@@ -154,6 +166,7 @@ def _submit(service: Service, caller: Caller, document: dict[str, Any], key: str
 
 def _insert(session: Session, tenant: str, checked: CheckedSpec) -> Job:
     spec = checked.resolved
+    webhooks.prepare(session, tenant, spec)
     return transitions.submit(
         session,
         tenant=tenant,
@@ -178,7 +191,7 @@ def _earlier(service: Service, session: Session, tenant: str, key: str | None, b
     job = session.get(Job, row.job_id)
     if job is None:
         raise Failure(Code.NOT_FOUND, "The job made with this Idempotency-Key was deleted; use a new key.")
-    return Submitted(view_of(service.settings, job, queue.queue_position(session, job)), replayed=True)
+    return Submitted(whole(service.settings, session, job), replayed=True)
 
 
 def _remember(session: Session, tenant: str, key: str, body_sha256: str, job_id: str) -> None:
@@ -192,7 +205,7 @@ def _remember(session: Session, tenant: str, key: str, body_sha256: str, job_id:
 def get(service: Service, tenant: str, job_id: str) -> JobView:
     with service.database.read() as session:
         job = own_job(session, tenant, job_id)
-        return view_of(service.settings, job, queue.queue_position(session, job))
+        return whole(service.settings, session, job)
 
 
 def page(service: Service, tenant: str, statuses: Sequence[JobStatus], limit: int, after: str | None) -> JobPage:
@@ -205,9 +218,9 @@ def page(service: Service, tenant: str, statuses: Sequence[JobStatus], limit: in
     with service.database.read() as session:
         jobs = session.scalars(query).all()
         shown, has_more = jobs[:limit], len(jobs) > limit
-        positions = queue.queue_positions(session, shown)
+        positions, told = queue.queue_positions(session, shown), webhooks.states(session, shown)
         return JobPage(
-            data=[view_of(service.settings, job, positions.get(job.id)) for job in shown],
+            data=[view_of(service.settings, job, positions.get(job.id), told.get(job.id)) for job in shown],
             has_more=has_more,
             next_cursor=cursor_of(shown[-1].id) if has_more else None,
         )
@@ -225,8 +238,10 @@ def cancel(service: Service, caller: Caller, job_id: str) -> JobView:
         if status != before:
             audit.record(session, caller, Action.JOB_CANCELLED, job_id, moment)
         session.expire_all()
-        job = own_job(session, caller.tenant, job_id)
-        return view_of(service.settings, job, queue.queue_position(session, job))
+        view = whole(service.settings, session, own_job(session, caller.tenant, job_id))
+    if view.webhook is not None:
+        service.nudger.webhook_waits()
+    return view
 
 
 def remove(service: Service, caller: Caller, job_id: str) -> None:

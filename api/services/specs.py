@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from api.errors import summary
 from api.pointers import field_problems
+from api.services import webhooks
 from api.services.devices import device_classes
 from api.services.uploads import ready_dataset, ready_network
 from models import rules
@@ -98,6 +99,7 @@ def check(session: Session, settings: Settings, tenant: str, document: dict[str,
     if problems:
         raise Failure(_code_of(problems), summary(problems), problems=tuple(problems))
     _check_device(session, settings, spec)
+    webhooks.check(session, settings, tenant, spec)
     return CheckedSpec(spec=spec, resolved=rules.resolve(spec, network, dataset), network=network, dataset=dataset)
 
 

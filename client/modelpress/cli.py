@@ -114,6 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     submit = add("submit", "queue a job from a spec (JSON; - reads it from standard input)")
     submit.add_argument("spec")
     submit.add_argument("--dry-run", action="store_true", help="check it and show what would be done")
+    submit.add_argument("--webhook", metavar="URL", help="told once the job has ended, by a signed POST")
     submit.add_argument("--wait", action="store_true", help="watch it until it has finished")
 
     jobs = add("jobs", "list jobs, newest first")

@@ -34,6 +34,7 @@ class Client:
         self.models = Networks(self._transport, "/models", Network)
         self.datasets: Uploads[StoredData] = Uploads(self._transport, "/datasets", StoredData)
         self.jobs = Jobs(self._transport)
+        self.webhooks = Webhooks(self._transport)
 
     def presets(self) -> list[Json]:
         """The named lists of steps."""
@@ -190,6 +191,26 @@ class Jobs:
 
     def delete(self, job_id: str) -> None:
         self._of(job_id).delete()
+
+
+class Webhooks:
+    """What the webhooks of one service's jobs are told, and how a receiver knows that it is true."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def secrets(self) -> list[Json]:
+        """What messages are signed with, newest first. None before the first job with a webhook, or `rotate`."""
+        return _entries(self._transport.json("GET", "/webhooks/secrets"))
+
+    def rotate(self, overlap_hours: int = 24) -> Json:
+        """Make a new secret; earlier ones sign beside it for `overlap_hours`."""
+        answer: Json = self._transport.json("POST", "/webhooks/secrets", params={"overlap_hours": overlap_hours})
+        return answer
+
+    def messages(self, status: str | None = None, limit: int | None = None) -> Iterator[Json]:
+        """Newest first, all of them unless `limit`."""
+        return _pages(self._transport, "/webhooks/messages", {"status": status}, limit)
 
 
 def _ids(spec: dict[str, Any]) -> dict[str, Any]:

@@ -121,6 +121,8 @@ def submit(options: Options) -> int:
         raise ModelpressError(f"{options.spec} is not JSON: {error}.") from error
     if not isinstance(spec, dict):
         raise ModelpressError(f"{options.spec} should hold one JSON object.")
+    if options.webhook:
+        spec["webhook"] = {"url": options.webhook}
     with _client(options) as client:
         if options.dry_run:
             print(json.dumps(client.jobs.dry_run(**spec), indent=1))

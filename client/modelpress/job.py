@@ -218,6 +218,16 @@ class Job(JobRecord):
         """Queue the same job again with some fields changed; finished steps it shares are not repeated."""
         return Job(self._transport, self._transport.json("POST", f"{self._path}/clone", body=overrides))
 
+    def webhook_message(self) -> Json:
+        """What its webhook was told about its end, with every attempt. Raises ApiError before the end."""
+        answer: Json = self._transport.json("GET", f"{self._path}/webhook")
+        return answer
+
+    def redeliver_webhook(self) -> Json:
+        """Have its webhook told again, under the same id. Raises ApiError before the end."""
+        answer: Json = self._transport.json("POST", f"{self._path}/webhook/redeliver", repeatable=True)
+        return answer
+
     def delete(self) -> None:
         """Remove the job, its log and its files. Raises ApiError while it is queued or running."""
         self._transport.json("DELETE", self._path)

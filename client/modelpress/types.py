@@ -100,6 +100,7 @@ class JobRecord(_Answer):
     progress: Json = field(default_factory=dict)
     queue_position: int | None = None
     error: Json | None = None
+    webhook: Json | None = None
     created_at: str = ""
     started_at: str | None = None
     finished_at: str | None = None

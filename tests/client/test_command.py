@@ -80,6 +80,7 @@ def test_a_spec_with_mistakes_is_status_2_with_every_pointer(api: Api, tmp_path:
     assert done.returncode == 2
     assert "/steps/0" in done.stderr
     assert "/sped" in done.stderr
+    assert "/webhook/url" in _run(api.base_url, "submit", str(spec), "--webhook", "x" * 2049).stderr
     assert "Traceback" not in done.stderr
     spec.write_text("{")
     assert "is not JSON" in _run(api.base_url, "submit", str(spec)).stderr

@@ -23,10 +23,10 @@ from models.settings import Settings
 from models.statuses import JobStatus, Phase
 from models.tables import Network as NetworkRow
 from models.transitions import cancel, fail, mark_cancelled
-from tests.api.serving import Api
+from tests.api.serving import Api, served
 from tests.client.conftest import TENANT
 from tests.client.wire import Wire
-from tests.models.rows import ERROR, at, submit
+from tests.models.rows import ERROR, at, message, submit
 
 Finish = Callable[[str, dict[str, bytes]], None]
 TENSOR = TensorInfo(name="x", dtype="float32", shape=[None, 6])
@@ -262,6 +262,20 @@ def test_cancelling_a_queued_job_and_one_that_has_ended(
     assert [job.id for job in client.jobs.list(status="cancelled")] == [queued]
     client.jobs.delete(queued)
     assert [job.id for job in client.jobs.list(limit=1)] == [running_job]
+
+
+def test_a_jobs_message_and_what_it_is_signed_with(api: Api) -> None:
+    with api.service.database.transaction() as session:
+        told = message(session, TENANT)
+    settings = api.service.settings.model_copy(update={"webhook_secret": "s" * 32})
+    with served(settings) as hooked, Client(hooked.base_url) as client:
+        assert client.webhooks.secrets() == []
+        made = client.webhooks.rotate()
+        assert client.webhooks.secrets() == [made]
+        job = client.jobs.get(told.job_id)
+        assert (job.webhook or {})["status"] == "pending"
+        assert list(client.webhooks.messages(status="pending")) == [job.webhook_message()]
+        assert job.redeliver_webhook()["id"] == told.id
 
 
 def test_the_log_and_what_the_service_can_do_are_told(client: Client, running_job: str) -> None:

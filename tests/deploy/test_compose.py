@@ -74,6 +74,12 @@ def test_every_setting_it_sets_exists() -> None:
         assert used
 
 
+def test_only_who_tells_webhooks_has_what_signs_them() -> None:
+    services = compose.read(SECRETS | {"MODELPRESS_WEBHOOK_SECRET": "x" * 32})["services"]
+    holders = {name for name in services if "MODELPRESS_WEBHOOK_SECRET" in services[name].get("environment", {})}
+    assert holders == {"api", "control"}
+
+
 def test_every_module_it_runs_exists_and_belongs_to_its_image() -> None:
     for name in OURS:
         checks = [SERVICES[name]["healthcheck"]["test"][1:]] if "healthcheck" in SERVICES[name] else []
@@ -111,8 +117,11 @@ def test_only_the_proxy_is_seen_from_outside() -> None:
     project = compose.read(SECRETS)
     assert project["networks"]["inside"]["internal"] is True
     for name, service in project["services"].items():
-        assert service["networks"] == (["inside", "outside"] if name == "proxy" else ["inside"])
+        also = {"proxy": ["outside"], "api": ["webhooks"], "control": ["webhooks"]}
+        assert service["networks"] == ["inside", *also.get(name, [])]
         assert ("ports" in service) == (name == "proxy")
+    assert project["networks"]["webhooks"]["internal"] == "true"
+    assert compose.read(SECRETS | {"WEBHOOKS_INTERNAL": "false"})["networks"]["webhooks"]["internal"] == "false"
     assert project["services"]["proxy"]["ports"] == ["127.0.0.1:8080:8080"]
 
 

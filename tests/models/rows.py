@@ -12,9 +12,9 @@ from models import transitions
 from models.attempts import PublishedArtifact
 from models.errors import Code, Failure
 from models.report import Measurement, Provenance, Report
-from models.spec import Spec
+from models.spec import Spec, Webhook
 from models.statuses import JobStatus
-from models.tables import Base, Job, Network
+from models.tables import Base, Job, Network, WebhookMessage
 
 LEASE = 30
 ERROR = Failure(Code.ENGINE_CRASHED, "The engine was killed by signal 11.").as_error(phase="pruning")
@@ -22,6 +22,7 @@ ARTIFACT = PublishedArtifact(
     name="network.onnx", kind="onnx", content_type="application/octet-stream", size_bytes=3, sha256="a" * 64
 )
 SPEC = Spec.model_validate({"model": "net_1", "steps": [{"step": "prune", "amount": {"macs": 0.5}}]})
+URL = "https://hooks.example/ended"
 _MEASURED = Measurement(parameters=9, nonzero_parameters=9, macs=9)
 REPORT = Report(
     original=_MEASURED,
@@ -63,19 +64,27 @@ def add_network(session: Session, tenant: str) -> str:
     return network.id
 
 
-def submit(session: Session, tenant: str = "a", *, device: str = "auto", seconds: float = 0) -> str:
+def submit(session: Session, tenant: str = "a", *, device: str = "auto", seconds: float = 0, spec: Spec = SPEC) -> str:
     job = transitions.submit(
         session,
         tenant=tenant,
         name=None,
         network_id=add_network(session, tenant),
         dataset_id=None,
-        spec=SPEC,
-        resolved_spec=SPEC,
+        spec=spec,
+        resolved_spec=spec,
         device=device,
         now=at(seconds),
     )
     return job.id
+
+
+def message(session: Session, tenant: str = "a", *, url: str = URL, seconds: float = 0) -> WebhookMessage:
+    """Of a job that was cancelled at that second."""
+    spec = SPEC.model_copy(update={"webhook": Webhook(url=url)})
+    job_id = submit(session, tenant, seconds=seconds, spec=spec)
+    assert transitions.cancel(session, tenant, job_id, at(seconds)) is JobStatus.CANCELLED
+    return session.scalars(select(WebhookMessage).where(WebhookMessage.job_id == job_id)).one()
 
 
 def claim(
@@ -96,9 +105,9 @@ def claim(
     )
 
 
-def job_in(session: Session, status: JobStatus) -> str:
+def job_in(session: Session, status: JobStatus, spec: Spec = SPEC) -> str:
     """A job of tenant `a` that came to `status` by the usual road; its attempt is 1 unless it never started."""
-    job_id = submit(session)
+    job_id = submit(session, spec=spec)
     if status is JobStatus.QUEUED:
         return job_id
     claimed = claim(session)

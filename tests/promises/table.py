@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from tests.promises import crowd, disks, engines, submitting, training, workers
+from tests.promises import crowd, disks, engines, submitting, training, webhooks, workers
 from tests.promises.outcome import Outcome
 from tests.promises.place import Place
 
@@ -103,5 +103,6 @@ ROWS = (
     *(replace(row, on_postgres=True) for row in _CROWDS),
     Row("P25", "watchers of one job", crowd.many_watch_one_job, 50, 1000, "end to heard"),
     Row("P26", "one tenant floods two workers", crowd.one_tenant_floods, 3, 20, "first start to its starts"),
+    Row("P33", "webhook's receiver away for days", webhooks.receiver_away_for_days, 2, 200, "sending it once"),
 )
 """Lease faults at full clocks cost minutes each, so the short table has none of them."""
