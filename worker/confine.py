@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from worker import landlock, seccomp
+from worker.network import leave_network, leave_network_as_user
 
-_PR_SET_PDEATHSIG, _PR_CAPBSET_DROP, _PR_SET_SECUREBITS, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 1, 24, 28, 38, 47
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_SECUREBITS = 1, 4, 24, 28
+_PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 38, 47
 _PR_CAP_AMBIENT_CLEAR_ALL = 4
 _NO_ROOT_LOCKED = 0b101111
 """Every secure bit, locked, but keeping capabilities over a change of user: root is a user like any other."""
@@ -24,6 +26,7 @@ _SYS_CAPSET, _CAPABILITY_VERSION_3 = 126, 0x20080522
 class Plan:
     """Everything about one engine, as the worker decided it. Byte and second limits are of each process; but `memory`
     and `disk` are what the guard measures over all of them. `uid` is another user for the engine, if it gets one.
+    `network`: it may use TCP, in a network of its own unless `shares_network`.
     """
 
     rules: list[tuple[int, str]]
@@ -38,6 +41,8 @@ class Plan:
     uid: int | None
     landlock_abi: int
     seccomp: bool
+    network: bool
+    shares_network: bool
 
 
 def confine(plan: Plan, guard: int, channel: socket.socket) -> None:
@@ -56,21 +61,28 @@ def confine(plan: Plan, guard: int, channel: socket.socket) -> None:
     _limit(resource.RLIMIT_MSGQUEUE, 0)
     if plan.address_bytes is not None:
         _limit(resource.RLIMIT_AS, plan.address_bytes)
+    apart = plan.network and not plan.shares_network
+    to_leave = apart and not leave_network()
     _drop_bounding_set()
     if plan.uid is not None:
         _limit(resource.RLIMIT_NPROC, plan.tasks)
         os.setgroups([])
         os.setresgid(plan.uid, plan.uid, plan.uid)
         os.setresuid(plan.uid, plan.uid, plan.uid)
+    if to_leave:
+        prctl(_PR_SET_DUMPABLE, 1)  # of who changed the user, the system keeps /proc/self to itself
+        leave_network_as_user()
+        _drop_bounding_set()
     _drop_capabilities()
     prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # changing the user would have undone it
     if os.getppid() != guard:
         raise ProcessLookupError("the guard is gone")
     prctl(_PR_SET_NO_NEW_PRIVS, 1)
     if plan.landlock_abi:
-        landlock.apply(plan.rules, plan.landlock_abi)
+        landlock.apply(plan.rules, plan.landlock_abi, ports=plan.network)
     if plan.seccomp:
-        listener = seccomp.apply(seccomp.program(ask_about_signals=plan.landlock_abi < landlock.SIGNALS_ABI))
+        ask = plan.landlock_abi < landlock.SIGNALS_ABI
+        listener = seccomp.apply(seccomp.program(ask_about_signals=ask, network=plan.network))
         socket.send_fds(channel, [b"\0"], [listener])
         os.close(listener)
 

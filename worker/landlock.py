@@ -54,14 +54,17 @@ def abi() -> int:
     return max(version, 0)
 
 
-def apply(rules: Iterable[tuple[int, str]], version: int) -> None:
+def apply(rules: Iterable[tuple[int, str]], version: int, *, ports: bool = False) -> None:
     """Confine this process, and all that comes of it, to `rules`: pairs of rights and a path that exists.
 
-    `version` is the ABI to use, at most `abi()`. Needs no_new_privs. Raises OSError.
+    `version` is the ABI to use, at most `abi()`; with `ports` TCP is let through. Needs no_new_privs. Raises
+    OSError.
     """
     files = (1 << 13) - 1
     files |= sum(right for right, since in ((_REFER, 2), (_TRUNCATE, 3), (_IOCTL_DEV, 5)) if version >= since)
-    attributes = _Ruleset(files, _ALL_PORTS if version >= 4 else 0, _ALL_SCOPES if version >= SIGNALS_ABI else 0)
+    attributes = _Ruleset(
+        files, _ALL_PORTS if version >= 4 and not ports else 0, _ALL_SCOPES if version >= SIGNALS_ABI else 0
+    )
     size = 24 if version >= SIGNALS_ABI else 16 if version >= 4 else 8
     ruleset = _call("landlock_create_ruleset", _SYS_CREATE_RULESET, ctypes.byref(attributes), size, 0)
     for rights, path in rules:

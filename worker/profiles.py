@@ -36,11 +36,11 @@ HARMLESS_DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/
 
 @dataclass(frozen=True)
 class Profile:
-    """`readable` and `writable` are files and folders; those that a machine does not have are left out.
+    """`readable` (patterns) and `writable` are files and folders; those that a machine does not have are left out.
 
     `devices` are patterns of device files, to be read, written and controlled; `programs` are names of what may be
     started beside the interpreter, looked up in `PROGRAM_FOLDERS`. `processes` counts the engine itself, and those at
-    the same time; threads have a limit of their own, that of the run.
+    the same time; threads have a limit of their own, that of the run. `network`: TCP over a loopback of its own.
     """
 
     name: str
@@ -49,6 +49,7 @@ class Profile:
     devices: tuple[str, ...]
     programs: tuple[str, ...]
     processes: int
+    network: bool = False
 
 
 PROGRAM_FOLDERS = ("/usr/local/cuda/bin", "/usr/local/bin", "/usr/bin", "/bin")
@@ -90,4 +91,18 @@ CUDA = replace(
 )
 """A job on an NVIDIA device. All that the driver offers on its device files stays reachable."""
 
-PROFILES = {profile.name: profile for profile in (BASE, LOADER, COMPILE, CUDA)}
+DDP = replace(
+    BASE,
+    name="ddp",
+    readable=(*BASE.readable, "/sys/bus/pci/devices", "/sys/bus/pci/devices/*/class"),
+    processes=72,
+    network=True,
+)
+"""A job that trains in several processes, which talk over TCP inside a network with nothing in it but loopback."""
+
+DDP_CUDA = replace(
+    CUDA, name="ddp_cuda", readable=(*CUDA.readable, *DDP.readable), processes=DDP.processes, network=True
+)
+"""The same on several NVIDIA devices."""
+
+PROFILES = {profile.name: profile for profile in (BASE, LOADER, COMPILE, CUDA, DDP, DDP_CUDA)}

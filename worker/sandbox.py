@@ -25,7 +25,7 @@ from pathlib import Path
 import models
 from worker import guard, household, landlock, seccomp
 from worker.confine import Plan
-from worker.profiles import LOADER, PROGRAM_FOLDERS, Profile
+from worker.profiles import DDP, LOADER, PROGRAM_FOLDERS, Profile
 
 KILL_ALL, MEMORY_ENDED, DISK_ENDED = household.KILL_ALL, household.MEMORY_ENDED, household.DISK_ENDED
 
@@ -65,7 +65,8 @@ class Sandbox:
 
     An engine that root starts runs as a user of its own where everything it needs is reachable by one; `root` then
     belongs to that user. Otherwise it keeps the worker's user, without any capability.
-    `landlock_abi` is the newest to use, to see what an older kernel would do.
+    `landlock_abi` is the newest to use, to see what an older kernel would do. `shares_network`: what a profile with a
+    network uses is the machine's own, for want of another.
     """
 
     profile: Profile
@@ -73,6 +74,7 @@ class Sandbox:
     writable: tuple[Path, ...]
     limits: Limits
     landlock_abi: int = landlock.NEWEST_ABI
+    shares_network: bool = False
 
 
 def start(command: Sequence[str], environment: Mapping[str, str], sandbox: Sandbox) -> subprocess.Popen[bytes]:
@@ -99,7 +101,7 @@ def level() -> str:
     """What is enforced on this machine, as workers report it."""
     abi = landlock.abi()
     parts = [f"landlock abi {abi}" if abi else "no landlock", "seccomp" if seccomp.is_available() else "no seccomp"]
-    return " + ".join([*parts, "limits", "no capabilities"])
+    return " + ".join([*parts, "limits", "no capabilities", *(["own networks"] if has_networks() else [])])
 
 
 def check() -> None:
@@ -121,9 +123,15 @@ def check() -> None:
         )
 
 
-def _trial() -> str | None:
+@functools.cache
+def has_networks() -> bool:
+    """Whether engines can have a network of their own here."""
+    return _trial(DDP) is None
+
+
+def _trial(profile: Profile = LOADER) -> str | None:
     with tempfile.TemporaryDirectory() as folder:
-        sandbox = Sandbox(LOADER, Path(folder), (Path(folder),), Limits(cpu_seconds=10))
+        sandbox = Sandbox(profile, Path(folder), (Path(folder),), Limits(cpu_seconds=10))
         process = start([sys.executable, "-I", "-S", "-c", "print('confined')"], {}, sandbox)
         output, errors = process.communicate()
     if process.returncode == 0 and output == b"confined\n":
@@ -140,9 +148,9 @@ def _plan(command: Sequence[str], sandbox: Sandbox) -> Plan:
     if uid is not None:
         _give(sandbox.root, uid)
     rules = [
-        *((landlock.READ, path) for path in _present([*profile.readable, *readable])),
+        *((landlock.READ, path) for path in _present([*_matching(profile.readable), *readable])),
         *((landlock.WRITE, path) for path in _present([*profile.writable, *map(str, sandbox.writable)])),
-        *((landlock.CONTROL, path) for pattern in profile.devices for path in glob.glob(pattern)),
+        *((landlock.CONTROL, path) for path in _matching(profile.devices)),
         *((landlock.RUN, path) for path in _programs(command[0], profile)),
     ]
     memory = limits.memory_bytes
@@ -159,6 +167,8 @@ def _plan(command: Sequence[str], sandbox: Sandbox) -> Plan:
         uid=uid,
         landlock_abi=min(landlock.abi(), sandbox.landlock_abi),
         seccomp=seccomp.is_available(),
+        network=profile.network,
+        shares_network=sandbox.shares_network,
     )
 
 
@@ -179,6 +189,10 @@ def _programs(interpreter: str, profile: Profile) -> Iterator[str]:
     for name in profile.programs:
         yield from _present(os.path.join(folder, name) for folder in PROGRAM_FOLDERS)
         yield from glob.glob(f"/usr/lib*/gcc/x86_64*/*/{name}")
+
+
+def _matching(patterns: Iterable[str]) -> Iterator[str]:
+    return (path for pattern in patterns for path in glob.glob(pattern))
 
 
 def _present(paths: Iterable[str]) -> list[str]:

@@ -50,6 +50,9 @@ REFUSED = {
 }  # fmt: skip
 """Answered with EPERM. Numbers from arch/x86/entry/syscalls/syscall_64.tbl."""
 
+TALK = ("socket", "connect", "accept", "bind", "listen", "accept4")
+"""Of these, what an engine with a network of its own may do, `socket` for TCP alone."""
+
 ABSENT = {"clone3": 435, "openat2": 437}
 """Answered with ENOSYS: their arguments lie in memory, where a filter cannot look; the C library has another way."""
 
@@ -61,6 +64,7 @@ _OPEN, _IOCTL, _SOCKETPAIR, _OPENAT, _PRLIMIT64 = 2, 16, 53, 257, 302
 
 CLONE_THREAD = 0x10000
 _NEW_NAMESPACES = 0x7E020000
+_NETLINK_ROUTE = 0
 _TERMINAL_INPUT = (0x5412, 0x541C)
 """TIOCSTI and TIOCLINUX, which type into a terminal."""
 
@@ -101,8 +105,10 @@ def apply(program: bytes) -> int:
     return listener
 
 
-def program(*, ask_about_signals: bool) -> bytes:
-    """The filter. With `ask_about_signals` the guard decides who is signalled: for a kernel where Landlock does not."""
+def program(*, ask_about_signals: bool, network: bool = False) -> bytes:
+    """The filter. With `ask_about_signals` the guard decides who is signalled: for a kernel where Landlock does not.
+    With `network` TCP is let through, and the question which interfaces there are: for an engine whose network is its
+    own."""
     lines: list[bytes] = []
 
     def line(operation: int, operand: int, if_true: int = 0, if_false: int = 0) -> None:
@@ -122,7 +128,8 @@ def program(*, ask_about_signals: bool) -> bytes:
     line(_RET, _KILL_PROCESS)
     line(_JGE, LAST_KNOWN + 1, 0, 1)
     line(_RET, absent)
-    answer(refuse, *REFUSED.values())
+    open_calls = TALK if network else ()
+    answer(refuse, *(number for name, number in REFUSED.items() if name not in open_calls))
     answer(absent, *ABSENT.values())
     answer(_NOTIFY, FORK, VFORK, *((KILL, TGKILL) if ask_about_signals else ()))
 
@@ -132,6 +139,18 @@ def program(*, ask_about_signals: bool) -> bytes:
     line(_JSET, _NEW_NAMESPACES, 0, 1)
     line(_RET, refuse)
     line(_RET, _NOTIFY)
+    if network:
+        line(_JEQ, REFUSED["socket"], 0, 10)
+        line(_LD, _argument(0))
+        line(_JEQ, socket.AF_INET, 0, 3)
+        line(_LD, _argument(1))
+        line(_AND, 0xF)
+        line(_JEQ, socket.SOCK_STREAM, 3, 4)
+        line(_JEQ, socket.AF_NETLINK, 0, 3)
+        line(_LD, _argument(2))
+        line(_JEQ, _NETLINK_ROUTE, 0, 1)
+        line(_RET, _ALLOW)
+        line(_RET, refuse)
     line(_JEQ, _SOCKETPAIR, 0, 7)  # of streams only: a datagram can be sent to any socket file
     line(_LD, _argument(0))
     line(_JEQ, socket.AF_UNIX, 0, 4)

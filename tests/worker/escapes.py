@@ -36,12 +36,13 @@ def call(number: int, *arguments: Any) -> int:
 
 
 class Escapes:
-    """`aims`: paths of another tenant's blob, of the database and of the broker's socket; the worker's process id."""
+    """`aims`: paths of another tenant's blob, of the database and of the broker's socket; a port of the machine that
+    answers; the worker's process id."""
 
     def __init__(self, aims: dict[str, str], folder: Path) -> None:
         self.blob, self.database, self.socket = aims["blob"], aims["database"], aims["socket"]
         self.worker, self.outside, self.folder = int(aims["worker"]), aims["outside"], folder
-        self.request = aims["request"]
+        self.request, self.port = aims["request"], int(aims["port"])
 
     # Sockets.
 
@@ -62,6 +63,26 @@ class Escapes:
         """Could send to any socket file."""
         for end in socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM):
             end.close()
+
+    def connect_to_a_port_of_the_machine(self) -> None:
+        socket.create_connection(("127.0.0.1", self.port), 5).close()
+
+    def connect_a_pair_to_the_broker(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        theirs.close()
+        with ours:
+            ours.connect(self.socket)
+
+    def send_a_datagram(self) -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as talk:
+            talk.sendto(b"x", ("127.0.0.1", self.port))
+
+    def raise_an_interface(self) -> None:
+        """Which takes a capability over the network."""
+        import fcntl
+
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as asks:
+            fcntl.ioctl(asks, 0x8914, fcntl.ioctl(asks, 0x8913, b"lo".ljust(40, b"\0")))
 
     # Files of others.
 
@@ -290,7 +311,10 @@ class Escapes:
         fcntl.ioctl(slave, 0x5412, array.array("b", [0]))
 
     def become_root(self) -> None:
-        os.setresuid(0, 0, 0)
+        try:
+            os.setresuid(0, 0, 0)
+        except OSError as error:  # a user namespace that root is not in calls it invalid
+            raise PermissionError(errno.EPERM, "no root") from error
         status = Path("/proc/self/status").read_text()
         (effective,) = (line.split()[1] for line in status.splitlines() if line.startswith("CapEff:"))
         if int(effective, 16) == 0:
@@ -386,7 +410,7 @@ def what_works(folder: Path) -> dict[str, object]:
     ends = socket.socketpair()
     ends[0].sendall(b"x")
     (folder / "written").write_text("x")
-    (folder / "below").mkdir()
+    (folder / "below").mkdir(exist_ok=True)
     with contextlib.suppress(OSError):
         os.replace(folder / "written", folder / "below" / "moved")
     os.kill(os.getpid(), 0)

@@ -22,23 +22,26 @@ from models.messages import CONTROL_QUEUE, queue_of
 from tests.worker import escapes
 from tests.worker.fleet import Fleet, until
 from worker import landlock, sandbox
-from worker.profiles import BASE, CUDA, LOADER, PROFILES, Profile
+from worker.profiles import BASE, CUDA, DDP, LOADER, PROFILES, Profile
 from worker.sandbox import Limits, Sandbox
 
 PROGRAM = Path(escapes.__file__)
 REFUSED = {"EPERM", "EACCES", "EXDEV"}
+OPEN_WITH_A_NETWORK = {"internet_socket", "netlink_socket"}
+"""Of a network in which nobody else is: there a port of the machine does not answer, and a pair stays a pair."""
 WORKS = {"socketpair": True, "moved": True, "own status": True, "random": True}
 
 NEEDS_MORE_THAN_A_USER = {
     *("mount", "change_root", "bpf", "perf_event", "io_uring", "userfaultfd", "new_user_namespace", "become_root"),
     *("clone_into_a_new_user_namespace", "make_a_device", "mark_a_file", "message_queue", "type_into_the_terminal"),
     *("keys_of_the_kernel", "read_the_shadow_file", "trace_the_worker", "read_the_memory_of_the_worker"),
+    *("raise_an_interface", "connect_a_pair_to_the_broker"),
     *("take_a_file_of_the_worker", "open_the_memory_of_the_worker", "list_the_home_of_root", "open_by_handle"),
 }
 """Ways that a machine without a sandbox may close as well."""
 
 
-AIMLESS = {"blob": "x", "database": "x", "outside": "x", "socket": "x", "worker": "1"}
+AIMLESS = {"blob": "x", "database": "x", "outside": "x", "socket": "x", "worker": "1", "port": "1"}
 
 
 class Place:
@@ -56,11 +59,14 @@ class Place:
         self._broker = socket.socket(socket.AF_UNIX)
         self._broker.bind(f"{self._short}/broker")
         self._broker.listen()
+        self._port = socket.create_server(("127.0.0.1", 0))
         aims = {name: str(self.others / name) for name in ("blob", "database", "outside")}
         self.aims = aims | {"socket": f"{self._short}/broker", "worker": str(os.getpid())}
+        self.aims["port"] = str(self._port.getsockname()[1])
 
     def close(self) -> None:
         self._broker.close()
+        self._port.close()
         shutil.rmtree(self._short)
 
     def command(self, do: str) -> list[str]:
@@ -92,9 +98,10 @@ def found(log: str) -> dict[str, Any]:
     return line
 
 
-def assert_all_refused(answers: dict[str, Any]) -> None:
-    open_ways = {way: answers[way] for way in escapes.WAYS if answers[way] not in REFUSED}
-    assert not open_ways
+def assert_all_refused(answers: dict[str, Any], *, network: bool = False) -> None:
+    refused = REFUSED | ({"ECONNREFUSED", "EISCONN"} if network else set())
+    open_ways = {way for way in escapes.WAYS if answers[way] not in refused}
+    assert open_ways == (OPEN_WITH_A_NETWORK if network else set())
 
 
 def test_a_job_finds_no_way_out_of_the_sandbox(fleet: Fleet, tmp_path: Path) -> None:
@@ -128,9 +135,17 @@ def test_without_the_sandbox_the_ways_are_open(place: Place) -> None:
 @pytest.mark.parametrize("name", sorted(PROFILES))
 def test_every_profile_closes_every_way(place: Place, name: str) -> None:
     answers = place.run("all", PROFILES[name])
-    assert_all_refused({way: "EPERM" if answer == "EAGAIN" else answer for way, answer in answers.items()})
+    answers = {way: "EPERM" if answer == "EAGAIN" else answer for way, answer in answers.items()}
+    assert_all_refused(answers, network=PROFILES[name].network)
     assert answers["works"] == WORKS
     assert place.is_untouched()
+
+
+def test_only_where_it_is_set_so_an_engine_shares_the_network_of_the_machine(place: Place) -> None:
+    way = "connect_to_a_port_of_the_machine"
+    assert place.run(way, DDP) == {way: "ECONNREFUSED"}
+    assert place.run(way, DDP, shares_network=True) == {way: "escaped"}
+    assert place.run(way, BASE, shares_network=True) == {way: "EPERM"}
 
 
 @pytest.mark.parametrize("abi", range(1, landlock.NEWEST_ABI))
@@ -222,11 +237,11 @@ _CONFINED = """
 import os, sys
 from pathlib import Path
 from worker import sandbox
-from worker.profiles import BASE
+from worker.profiles import PROFILES
 root = Path(sys.argv[1])
-confined = sandbox.Sandbox(BASE, root, (root / "job",), sandbox.Limits(cpu_seconds=60))
+confined = sandbox.Sandbox(PROFILES[sys.argv[2]], root, (root / "job",), sandbox.Limits(cpu_seconds=60))
 libraries = {"LD_LIBRARY_PATH": os.environ["LD_LIBRARY_PATH"]}
-output, errors = sandbox.start([sys.executable, "-P", *sys.argv[2:]], libraries, confined).communicate()
+output, errors = sandbox.start([sys.executable, "-P", *sys.argv[3:]], libraries, confined).communicate()
 sys.stdout.write(errors.decode() or output.decode())
 """
 
@@ -275,9 +290,9 @@ def test_an_engine_has_no_capability_and_where_root_starts_it_a_user_of_its_own(
         if who == "root, whose engine cannot":
             (reachable / "python").chmod(0o700)
 
-        def confined(*command: str) -> str:
+        def confined(*command: str, profile: str = "base") -> str:
             return subprocess.run(
-                [str(python), "-c", _CONFINED, str(place.root), *command],
+                [str(python), "-c", _CONFINED, str(place.root), profile, *command],
                 env={"LD_LIBRARY_PATH": str(reachable / "python" / "lib"), "PYTHONDONTWRITEBYTECODE": "1"},
                 user=user,
                 group=user,
@@ -287,22 +302,23 @@ def test_an_engine_has_no_capability_and_where_root_starts_it_a_user_of_its_own(
                 check=True,
             ).stdout
 
-        status = confined("-c", "print(open('/proc/self/status').read())")
-        fields = dict(line.split(":\t", 1) for line in status.strip().splitlines())
-        uid = int(fields["Uid"].split()[0])
-        assert uid >= 1 << 30 if who == "root, whose engine can be another user" else uid == user
-        assert uid == place.job.stat().st_uid
-        for kind in ("CapInh", "CapPrm", "CapEff", "CapAmb"):
-            assert int(fields[kind], 16) == 0
-        assert fields["NoNewPrivs"] == "1"
-        if user == 0:
-            assert int(fields["CapBnd"], 16) == 0
-        assert fields["Groups"].split() == ([str(user)] if uid == user else [])
-
         command = place.command("all")
-        answers = found(confined(str(program), command[-1]))
-        assert_all_refused(answers)
-        assert answers["works"] == WORKS
+        for profile in ("base", "ddp"):
+            status = confined("-c", "print(open('/proc/self/status').read())", profile=profile)
+            fields = dict(line.split(":\t", 1) for line in status.strip().splitlines())
+            uid = int(fields["Uid"].split()[0])
+            assert uid >= 1 << 30 if who == "root, whose engine can be another user" else uid == user
+            assert uid == place.job.stat().st_uid
+            for kind in ("CapInh", "CapPrm", "CapEff", "CapAmb"):
+                assert int(fields[kind], 16) == 0
+            assert fields["NoNewPrivs"] == "1"
+            if user == 0 or profile == "ddp":
+                assert int(fields["CapBnd"], 16) == 0
+            assert fields["Groups"].split() == ([str(user)] if uid == user else [])
+
+            answers = found(confined(str(program), command[-1], profile=profile))
+            assert_all_refused(answers, network=profile == "ddp")
+            assert answers["works"] == WORKS
         assert place.is_untouched()
     finally:
         place.close()
