@@ -68,7 +68,7 @@ class InspectDatasetRequest(_Request):
 class CompressRequest(_Request):
     """`folder` is the job folder: the engine writes nowhere else. `checkpoints` are files of finished steps, or
     of states inside one, which are kept every `checkpoint_seconds`. `teachers` are the networks that `distill.from`
-    names, by id."""
+    names, by id. `talks`: processes of the engine may talk to one another, over TCP on loopback."""
 
     kind: Literal["compress"] = "compress"
     network: NetworkFile
@@ -80,6 +80,7 @@ class CompressRequest(_Request):
     threads: Annotated[int, Field(ge=1, le=256)] = 1
     checkpoints: list[Path] = []
     checkpoint_seconds: Annotated[float, Field(gt=0)] = 300.0
+    talks: bool = True
 
 
 EngineRequest = Annotated[InspectNetworkRequest | InspectDatasetRequest | CompressRequest, Field(discriminator="kind")]

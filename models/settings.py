@@ -95,6 +95,12 @@ class Settings(BaseSettings):
         default=False, description="Let workers start where the kernel cannot confine what opens uploads."
     )
 
+    allow_loopback_sockets: bool = Field(
+        default=False,
+        description="Where engines cannot have a network of their own, let those that train in several processes use "
+        "TCP in the worker's: whatever it can reach, they can.",
+    )
+
     max_model_bytes: int = 8 * GiB
     max_dataset_bytes: int = 64 * GiB
     body_idle_seconds: float = 30.0

@@ -73,6 +73,12 @@ class LowBitStep(Training):
         return self
 
     @model_validator(mode="after")
+    def _trains_in_one_process(self) -> LowBitStep:
+        if self.speed.processes not in (1, "auto"):
+            raise ValueError("training for few bits runs in one process: leave `speed.processes` out")
+        return self
+
+    @model_validator(mode="after")
     def _draws_nothing_to_zero(self) -> LowBitStep:
         if self.regularize is not None:
             raise ValueError("`regularize` prepares a `prune` or `sparsify` step, and none follows: leave it out")

@@ -27,6 +27,11 @@ class Speed(Strict):
     cudnn_autotune: bool | Literal["auto"] = Field(
         default=False, description="Let cuDNN try its algorithms for each new shape (CUDA)."
     )
+    processes: Annotated[int, Field(ge=1, le=64)] | Literal["auto"] = Field(
+        default=1,
+        description="Divide each batch among so many processes, on CUDA one for each device. What is trained is the "
+        "same up to rounding, also where BatchNorm learns. `auto`: every device of the worker, on a CPU one process.",
+    )
 
 
 def _all_auto(value: Any) -> Any:

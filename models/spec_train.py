@@ -109,6 +109,12 @@ class Training(Strict):
     def _defaults_that_follow(cls, value: Any) -> Any:
         return usual(value)
 
+    @model_validator(mode="after")
+    def _a_sample_for_each_process(self) -> Training:
+        if isinstance(self.speed.processes, int) and self.speed.processes > self.batch_size:
+            raise ValueError("`speed.processes` divide a batch: no more of them than `batch_size`")
+        return self
+
 
 class FinetuneStep(Training):
     """Train the network for a few epochs and keep the best checkpoint."""
@@ -136,6 +142,12 @@ def trainings(steps: Sequence[Any]) -> list[tuple[str, Training]]:
             if isinstance(part, Training):
                 found.append((pointer, part))
     return found
+
+
+def trains_together(steps: Sequence[Any], devices: int) -> bool:
+    """Whether some training runs in several processes on a worker with so many devices."""
+    asked = [training.speed.processes for _, training in trainings(steps)]
+    return any(devices > 1 if count == "auto" else count > 1 for count in asked)
 
 
 def teacher_ids(steps: Sequence[Any]) -> dict[str, str]:

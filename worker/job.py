@@ -30,7 +30,6 @@ from models.statuses import JobStatus, Phase
 from models.tables import Checkpoint, Dataset, Job, Network
 from worker.files import bring_in, publish
 from worker.journal import Journal, Write
-from worker.profiles import BASE, CUDA
 from worker.supervisor import Supervisor
 from worker.watch import Stop, Watched
 from worker.workplace import RunFolder, take_out
@@ -116,6 +115,7 @@ class _Attempt:
         self._settings = supervisor.settings
         self._id, self._number = assignment.job.id, assignment.job.attempt
         self._keys = assignment.keys()
+        self._profile = supervisor.profile(assignment.spec)
         self._artifacts: dict[str, PublishedArtifact] = {}
         self._phase: Phase | None = None
         self._folder: RunFolder | None = None
@@ -129,7 +129,7 @@ class _Attempt:
                 watched = self._supervisor.watch(
                     folder,
                     self._run_seconds(),
-                    CUDA if self._settings.device_class == "cuda" else BASE,
+                    self._profile,
                     on_event=self._on_event,
                     on_log=self._journal.log,
                     must_stop=self._must_stop,
@@ -177,6 +177,7 @@ class _Attempt:
             threads=self._settings.engine_threads,
             checkpoints=checkpoints,
             checkpoint_seconds=self._settings.scaled(self._settings.checkpoint_seconds),
+            talks=self._profile.network,
         )
         folder.request.write_text(request.model_dump_json())
 

@@ -10,10 +10,12 @@ from models.blobs import Blobs
 from models.database import Database
 from models.events import EngineEvent
 from models.settings import Settings
+from models.spec import Spec
+from models.spec_train import trains_together
 from worker.child import Child
 from worker.machine import memory_bytes
-from worker.profiles import Profile
-from worker.sandbox import Limits, Sandbox
+from worker.profiles import BASE, CUDA, DDP, DDP_CUDA, Profile
+from worker.sandbox import Limits, Sandbox, has_networks
 from worker.watch import Patience, Stop, Watch, Watched
 from worker.workplace import RunFolder, Workplace
 
@@ -21,6 +23,9 @@ MEMORY_SHARE = 0.75
 """Of the machine, for all engines of one worker, where no setting says otherwise."""
 _TASKS, _TASKS_PER_THREAD = 192, 8
 """Processes and threads of one engine: libraries keep several pools, each of as many threads as it was told."""
+
+_TEAMS = 4
+"""So many times as much for an engine that trains in several processes."""
 
 ENGINE = (sys.executable, "-P", "-m", "worker.engine")
 
@@ -45,6 +50,14 @@ class Supervisor:
         self.workplace, self.draining, self.command = workplace, draining, tuple(command)
         self.at_once = at_once
 
+    def profile(self, spec: Spec) -> Profile:
+        """What an engine may reach that runs this job. One that cannot talk to itself says so, should it have to."""
+        on_cuda = self.settings.device_class == "cuda"
+        devices = len((self.settings.gpus or "0").split(",")) if on_cuda else 1
+        if trains_together(spec.steps or (), devices) and (has_networks() or self.settings.allow_loopback_sockets):
+            return DDP_CUDA if on_cuda else DDP
+        return CUDA if on_cuda else BASE
+
     def watch(
         self,
         folder: RunFolder,
@@ -66,9 +79,10 @@ class Supervisor:
             cpu_seconds=int(run_seconds * settings.engine_threads) + 60,
             memory_bytes=settings.engine_memory_bytes or int(memory_bytes() * MEMORY_SHARE / self.at_once),
             disk_bytes=settings.engine_disk_bytes,
-            tasks=_TASKS + _TASKS_PER_THREAD * settings.engine_threads,
+            tasks=(_TASKS + _TASKS_PER_THREAD * settings.engine_threads) * (_TEAMS if profile.network else 1),
         )
-        sandbox = Sandbox(profile, folder.root, (folder.job, folder.scratch), limits)
+        shares = profile.network and not has_networks()
+        sandbox = Sandbox(profile, folder.root, (folder.job, folder.scratch), limits, shares_network=shares)
         command = [*self.command, str(folder.request)]
         with Child(command, engine_environment(settings, folder), sandbox) as child:
             return Watch(

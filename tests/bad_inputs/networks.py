@@ -26,7 +26,7 @@ from tests.engine.ingest.named.checkpoints import CHECKPOINTS
 from tests.engine.ingest.onnx.test_archive import linked
 from tests.engine.ingest.onnx.test_refusals import REFUSED, changed, deep
 from tests.networks import NETWORKS, export_pt2
-from worker.engine.__main__ import as_failure
+from worker.engine.failures import as_failure
 from worker.engine.graph.lift import lift
 from worker.engine.ingest.read import read_network
 

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import onnxruntime
 import pytest
+import torch
 from sqlalchemy import select
 
 from models.inspection import DatasetInspection, NetworkInspection
+from models.messages import TASK_RUN_JOB, queue_of
 from models.report import Report
 from models.rules import resolve
 from models.spec import Spec
 from models.statuses import JobStatus
-from models.tables import Artifact, Dataset, Network
+from models.tables import Artifact, Checkpoint, Dataset, Network
 from tests.e2e.jobs import write_data, write_network
+from tests.engine.train.test_processes import Normal
+from tests.engine.train.test_step import patterns
+from tests.networks import export_pt2
 from tests.services import Valkey
 from tests.worker.fleet import Fleet, until
+from worker.engine.data.inspect import inspect_dataset
+from worker.engine.inspect import inspect_network
 
 PATIENCE = 120.0
 STEPS = [
@@ -75,3 +83,34 @@ def test_a_job_whose_engine_and_whose_worker_are_killed_is_delivered_all_the_sam
         assert not any(row.partial for row in artifacts.values())
         onnxruntime.InferenceSession(fleet.blobs.open(artifacts["model.onnx"].sha256).read())
         until(lambda: not fleet.runs_on_disk(), "no run folder to be left")
+
+
+@pytest.mark.slow
+def test_a_job_trains_in_two_confined_processes_that_stop_go_on_and_end_as_one(
+    tmp_path: Path, sqlite_url: str, valkey: Valkey
+) -> None:
+    example = (torch.randn(2, 1, 8, 8),)
+    np.savez(tmp_path / "data.npz", **patterns())  # type: ignore[arg-type]
+    with Fleet(tmp_path, sqlite_url, valkey, MODELPRESS_CLOCK_SCALE="1") as fleet:
+        worker = fleet.start("device", program="worker")
+        network_id = fleet.upload(Network, export_pt2(Normal(), example, tmp_path / "network.pt2").read_bytes())
+        dataset_id = fleet.upload(Dataset, (tmp_path / "data.npz").read_bytes())
+        step = {"step": "finetune", "epochs": 1000, "speed": {"processes": 2}}
+        spec = Spec.model_validate({"model": network_id, "dataset": dataset_id, "steps": [step]})
+        inspected = inspect_network(tmp_path / "network.pt2"), inspect_dataset(tmp_path / "data.npz")
+        job_id = fleet.submit_spec(resolve(spec, *inspected))
+
+        until(lambda: any(event.get("epoch") for event in fleet.events(job_id)), "an epoch", PATIENCE)
+        assert len([each for each in fleet.engines() if "worker.engine.member" in each.cmdline()]) == 1
+        worker.terminate()
+        until(lambda: fleet.job(job_id).status == "queued", "the job to be given back", PATIENCE)
+        with fleet.database.read() as session:
+            assert session.scalars(select(Checkpoint)).all(), "the state it stopped in"
+        said = len(fleet.events(job_id))
+        fleet.start("device", program="worker")
+        fleet.celery.send_task(TASK_RUN_JOB, queue=queue_of("cpu"))
+        until(lambda: any(event.get("epoch") for event in fleet.events(job_id)[said:]), "an epoch", PATIENCE)
+        assert (fleet.job(job_id).attempt, fleet.job(job_id).strikes) == (2, 0)
+        fleet.cancel(job_id)
+        until(lambda: fleet.job(job_id).status == "cancelled", "the end", PATIENCE)
+        until(lambda: not fleet.engines() and not fleet.runs_on_disk(), "nothing to be left", PATIENCE)

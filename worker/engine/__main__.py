@@ -6,20 +6,16 @@ training has a last checkpoint written first, then status 143 and no last word; 
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import re
 import signal
 import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from pydantic import ValidationError
 
-from models.errors import Code, Failure
 from models.events import EngineEvent, FailedEvent, InspectedEvent
 from models.messages import (
     ENGINE_REQUEST,
@@ -29,6 +25,7 @@ from models.messages import (
     InspectNetworkRequest,
 )
 from worker.engine.data.inspect import inspect_dataset
+from worker.engine.failures import as_failure
 from worker.engine.inspect import inspect_network
 from worker.engine.interrupts import Stopped
 from worker.engine.pipeline import compress
@@ -90,36 +87,6 @@ def _serve(request: EngineRequest, emit: Callable[[EngineEvent], None]) -> None:
             emit(InspectedEvent(inspection=inspect_dataset(request.dataset.path)))
         case CompressRequest():
             compress(request, emit)
-
-
-def as_failure(error: Exception) -> Failure:
-    """The code of what went wrong; anything unforeseen is `internal`, its traceback in the log."""
-    if isinstance(error, Failure):
-        return error
-    if isinstance(error, torch.OutOfMemoryError):
-        return Failure(
-            Code.OUT_OF_GPU_MEMORY,
-            f"the device has too little memory for this network and batch size{_needed_and_free(error)}",
-        )
-    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
-        return Failure(Code.OUT_OF_MEMORY, "the process has too little memory for this network and batch size")
-    if _is_full_disk(error):
-        return Failure(Code.DISK_FULL, "no space is left for the job's files")
-    return Failure(Code.INTERNAL, f"{type(error).__name__}: {str(error)[:500]}")
-
-
-def _needed_and_free(error: torch.OutOfMemoryError) -> str:
-    """What torch asked the device for, and what was left of it; nothing where torch does not say."""
-    said = re.search(r"Tried to allocate ([\d.]+ \w+)\..* of which ([\d.]+ \w+) is free", str(error), re.DOTALL)
-    return f": it needed {said[1]} more, and {said[2]} were available" if said else ""
-
-
-def _is_full_disk(error: Exception) -> bool:
-    """Also where a library wraps the system's error in words, as safetensors does."""
-    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    if isinstance(error, OSError):
-        return error.errno in numbers
-    return any(f"(os error {number})" in str(error) for number in numbers)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from models.label_rules import POSITION_TASKS, class_dimension
 from models.spec import Task
 from worker.engine.data.labels import IGNORE_INDEX
 from worker.engine.measure.scores import class_scores, embeddings, pixel_scores, same_shape, token_scores
+from worker.engine.team import ALONE, Team
 
 LossKind = Literal["task", "distill", "both"]
 CLASS_TASKS: tuple[Task, ...] = ("classification", "segmentation", *POSITION_TASKS)
@@ -52,16 +53,33 @@ class Objective:
     def teachers_share(self) -> float:
         return {"task": 0.0, "distill": 1.0, "both": self.weight}[self.kind]
 
-    def loss(self, outputs: tuple[Tensor, ...], teacher: tuple[Tensor, ...] | None, labels: Tensor | None) -> Tensor:
-        """A scalar, the mean over samples. `teacher` are the original's outputs for the same inputs."""
+    def loss(
+        self,
+        outputs: tuple[Tensor, ...],
+        teacher: tuple[Tensor, ...] | None,
+        labels: Tensor | None,
+        team: Team = ALONE,
+    ) -> Tensor:
+        """A scalar, the mean over samples; of a batch that `team` divides, what this part adds to it. `teacher` are the
+        original's outputs for the same inputs."""
         parts = []
         if self.kind != "distill" and labels is not None:
             share = 1.0 if self.kind == "task" else 1.0 - self.weight
-            parts.append(share * task_loss(self.task, outputs[self.output], labels, probabilities=self.probabilities))
+            parts.append(share * self._of_labels(outputs[self.output], labels, team))
         if self.kind != "task" and teacher is not None:
             share = 1.0 if self.kind == "distill" else self.weight
-            parts.append(share * self._distillation(outputs, teacher))
+            parts.append(share * team.share * self._distillation(outputs, teacher))
         return torch.stack(parts).sum()
+
+    def _of_labels(self, output: Tensor, labels: Tensor, team: Team) -> Tensor:
+        if self.task == "embedding" and team.divides:
+            # Pairs lie across parts. Everyone has the whole loss, and of its gradient what reaches the own rows.
+            whole = task_loss(self.task, team.gathered(output), team.gathered(labels))
+            return whole - (1.0 - 1.0 / team.size) * whole.detach()
+        share: Tensor | float = team.share
+        if self.task in CLASS_TASKS and team.divides:
+            share = team.share_of((labels != IGNORE_INDEX).sum())
+        return share * task_loss(self.task, output, labels, probabilities=self.probabilities)
 
     def sampled_loss(self, outputs: tuple[Tensor, ...], teacher: tuple[Tensor, ...], draw: torch.Generator) -> Tensor:
         """Distillation with a target drawn around the teacher's answer in place of the answer itself.

@@ -41,6 +41,7 @@ from models.spec import (
 from models.statuses import Phase
 from worker.engine.assess import assess, deciding
 from worker.engine.checkpoint import Checkpoints, restore_checkpoint
+from worker.engine.crew import Crew
 from worker.engine.data.dataset import open_dataset
 from worker.engine.data.inspect import inspect_dataset
 from worker.engine.deliver import EXPORTERS, REPORT, deliver, deliver_report
@@ -114,7 +115,7 @@ def compress(request: CompressRequest, emit: Callable[[EngineEvent], None]) -> N
     _warn_of_a_baseline_at_chance(run, baseline)
 
     subject, done, run.state = _resume(subject, run, request, keys)
-    run.train = finetune
+    run.train, run.gather = finetune, Crew(request).gather
     with _stopwatch(subject, run, request) as run.latency:
         reports = _take_steps(subject, run, Checkpoints(subject, run, keys), done)
     if changes_nothing(run.spec.steps or []):

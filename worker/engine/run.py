@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from models.spec import FinetuneStep, Spec
 from models.statuses import Phase
 from worker.engine.interrupts import Interrupts
 from worker.engine.subject import StepState, Subject
+from worker.engine.team import Team
 
 if TYPE_CHECKING:
     from worker.engine.data.dataset import Dataset
@@ -32,6 +33,7 @@ class Run:
     `keep_state` takes the state inside a step; `state` is the one to go on from, where there is one.
     `cut_short` says, once the time is up, what was left undone.
     `teachers` are the networks beside the original to learn from, by id.
+    `gather` brings the processes together that train; without it one trains alone.
     `train` is the finetune step, for steps that train in between; `latency` exports a network and measures it and the
     original side by side.
     """
@@ -47,6 +49,7 @@ class Run:
     state: StepState | None = None
     keep_state: Callable[[StepState], None] = lambda state: None
     cut_short: str | None = None
+    gather: Callable[[Subject, FinetuneStep, Run], AbstractContextManager[Team]] | None = None
     train: Callable[[Subject, FinetuneStep, Run], dict[str, Any]] | None = None
     latency: Callable[[fx.GraphModule], tuple[Latency, Latency]] | None = None
     warnings: list[Notice] = field(default_factory=list)

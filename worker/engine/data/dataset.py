@@ -21,21 +21,28 @@ from worker.engine.data.labels import Labels, read_labels
 from worker.engine.data.samples import ArraySamples, Samples
 from worker.engine.data.splits import Rows, make_splits
 from worker.engine.data.tokens import NextTokens, next_tokens
+from worker.engine.team import ALONE, Part, Team
 
 
 @dataclass(frozen=True)
 class Batch:
-    """`inputs` in call order, samples first; `labels` as `Labels.read` gives them, None without."""
+    """`inputs` in call order, samples first; `labels` as `Labels.read` gives them, None without. `part` says what of a
+    larger batch it is, where several processes divide one."""
 
     inputs: tuple[Tensor, ...]
     labels: Tensor | None
+    part: Part | None = None
 
     def __len__(self) -> int:
         return len(self.inputs[0])
 
+    def whole(self) -> Part:
+        """Where in the batch that is trained on its samples lie."""
+        return self.part or Part(0, len(self), len(self))
+
     def to(self, device: torch.device) -> Batch:
         labels = None if self.labels is None else self.labels.to(device)
-        return Batch(tuple(value.to(device) for value in self.inputs), labels)
+        return replace(self, inputs=tuple(value.to(device) for value in self.inputs), labels=labels)
 
 
 @dataclass(frozen=True)
@@ -50,14 +57,18 @@ class Split:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def batches(self, batch_size: int, *, generator: torch.Generator | None = None, first: int = 0) -> Iterator[Batch]:
+    def batches(
+        self, batch_size: int, *, generator: torch.Generator | None = None, first: int = 0, team: Team = ALONE
+    ) -> Iterator[Batch]:
         """Every sample once, the last batch as small as it comes; shuffled when a (CPU) generator is given. Batches
-        before number `first` are left out unread."""
+        before number `first` are left out unread, and so are the parts that are others' in `team`."""
         rows = self.rows
         if generator is not None:
             rows = rows[torch.randperm(len(rows), generator=generator).numpy()]
         for start in range(first * batch_size, len(rows), batch_size):
-            yield self._read(rows[start : start + batch_size])
+            batch = rows[start : start + batch_size]
+            part = team.part_of(len(batch))
+            yield replace(self._read(batch[part.start : part.stop]), part=part)
 
     def sample(self, count: int, seed: int) -> Batch:
         """`count` samples drawn without repetition (all of them when there are fewer), in one batch."""

@@ -14,10 +14,11 @@ from worker.engine.data.dataset import Batch
 
 def augmented(batch: Batch, asked: Augment) -> Batch:
     """The batch with every floating-point input of shape [N, C, H, W] flipped and shifted; inputs of one sample move
-    alike where they have the same size."""
-    count = len(batch)
-    flips = torch.rand(count) < 0.5
-    moves = torch.randint(0, 2 * asked.shift + 1, (2, count))
+    alike where they have the same size. Who computes a part of a batch draws for all of it, so that nobody's samples
+    depend on how many there are."""
+    part = batch.whole()
+    flips = (torch.rand(part.whole) < 0.5)[part.start : part.stop]
+    moves = torch.randint(0, 2 * asked.shift + 1, (2, part.whole))[:, part.start : part.stop]
     return replace(
         batch,
         inputs=tuple(

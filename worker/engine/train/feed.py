@@ -6,6 +6,7 @@ import contextlib
 import queue
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TypeVar
 
 import torch
@@ -64,4 +65,4 @@ def read_ahead(items: Iterator[T]) -> Iterator[T]:
 
 def _pinned(batch: Batch) -> Batch:
     labels = None if batch.labels is None else batch.labels.pin_memory()
-    return Batch(tuple(value.pin_memory() for value in batch.inputs), labels)
+    return replace(batch, inputs=tuple(value.pin_memory() for value in batch.inputs), labels=labels)

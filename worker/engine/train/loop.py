@@ -23,6 +23,7 @@ from models.spec_speed import Augment
 from worker.engine.data.dataset import Batch, Split
 from worker.engine.masks import Masks
 from worker.engine.subject import StepState
+from worker.engine.team import ALONE, Team
 from worker.engine.train.average import Average
 from worker.engine.train.feed import on_device
 from worker.engine.train.numerics import USUAL, Numerics
@@ -128,6 +129,7 @@ def train(
     out_of_time: Callable[[], bool] = lambda: False,
     resume: StepState | None = None,
     masks: Masks = MappingProxyType({}),
+    team: Team = ALONE,
 ) -> Log:
     """Train `network` in place and leave the best weights in it (the last, if the plan says so), in eval mode.
 
@@ -136,6 +138,8 @@ def train(
     batch `state_due` is asked: where it says so, `on_state` gets a state, and `resume` takes one: what follows is then
     bit for bit what would have followed. Once `out_of_time` says so the epoch ends there, is judged as any other, and
     is the last. On a CPU the same seed gives the same weights. What `masks` hold at zero stays exactly zero.
+    `team` are the processes that train together, all of which call this; `judge` and `out_of_time` then say the same in
+    each, and `loss_of` gives a part of the loss.
     Raises Failure: NOT_TRAINABLE when no gradient reaches a parameter, NAN_LOSS when the loss is not finite.
     """
     steps_per_epoch = math.ceil(len(samples) / plan.batch_size)
@@ -169,6 +173,8 @@ def train(
             plan.numerics,
             scaler,
             plan.augment,
+            team,
+            plan.seed,
         )
 
         kept: int | None = None
@@ -213,15 +219,17 @@ def _one_epoch(
     steps = math.ceil(len(samples) / plan.batch_size)
     total = start.loss_sum.to(device, copy=True)
     seen, epoch = start.samples, start.epoch
-    batches = on_device(samples.batches(plan.batch_size, generator=order, first=start.batches), device)
+    parts = samples.batches(plan.batch_size, generator=order, first=start.batches, team=stepper.team)
+    batches = on_device(parts, device)
     for step, batch in enumerate(batches, start.batches):
         if out_of_time():
             after_batch(Position(epoch, start.order, step, seen, total))
             return Position(epoch, start.order, step, seen, total, is_end=False)
-        if len(batch) == 1 and steps > 1 and plan.batch_size > 1:
+        count = batch.whole().whole
+        if count == 1 and steps > 1 and plan.batch_size > 1:
             continue  # BatchNorm cannot normalise a single sample; another one is left over in the next epoch.
-        total += stepper.take(batch, (epoch - 1) * steps + step) * len(batch)
-        seen += len(batch)
+        total += stepper.take(batch, (epoch - 1) * steps + step) * count
+        seen += count
         if step % max(1, steps // REPORTS_PER_EPOCH) == 0 or step == steps - 1:
             _require_finite(total, epoch, step + 1)
             on_progress((epoch - 1 + (step + 1) / steps) / plan.epochs, epoch)

@@ -14,6 +14,7 @@ from models.errors import Code, Failure
 from models.spec_optimizer import USUAL_RATES
 from worker.engine.data.dataset import Batch, Split
 from worker.engine.masks import Masks
+from worker.engine.team import ALONE, Team
 from worker.engine.train.loop import Plan, ready, train_mode
 from worker.engine.train.state import copy_weights, device_of, load_weights
 from worker.engine.train.stepper import Stepper, optimizer_for
@@ -44,7 +45,12 @@ class RangeTest:
 
 
 def range_test(
-    network: nn.Module, samples: Split, loss_of: Callable[[Batch], Tensor], plan: Plan, masks: Masks
+    network: nn.Module,
+    samples: Split,
+    loss_of: Callable[[Batch], Tensor],
+    plan: Plan,
+    masks: Masks,
+    team: Team = ALONE,
 ) -> RangeTest:
     """Train for up to `STEPS` batches while the rate rises from `LOWEST` to `HIGHEST`, each by the same factor, and
     leave `network` as it was. The same seed gives the same rate on a CPU.
@@ -58,10 +64,20 @@ def range_test(
         optimizer = optimizer_for(network, plan.optimizer, plan.weight_decay)
         scaler = plan.numerics.scaler(device_of(network))
         stepper = Stepper(
-            network, loss_of, optimizer, STEPS, _rate, plan.clip_norm, masks, numerics=plan.numerics, scaler=scaler
+            network,
+            loss_of,
+            optimizer,
+            STEPS,
+            _rate,
+            plan.clip_norm,
+            masks,
+            numerics=plan.numerics,
+            scaler=scaler,
+            team=team,
+            seed=plan.seed,
         )
         train_mode(network, samples, plan)
-        for step, batch in enumerate(_batches(samples, plan)):
+        for step, batch in enumerate(_batches(samples, plan, team)):
             loss = float(stepper.take(batch.to(device_of(network)), step))
             if not math.isfinite(loss):
                 break
@@ -87,13 +103,13 @@ def _rate(step: int) -> float:
     return LOWEST * math.exp(step / (STEPS - 1) * math.log(HIGHEST / LOWEST))
 
 
-def _batches(samples: Split, plan: Plan) -> Iterator[Batch]:
+def _batches(samples: Split, plan: Plan, team: Team) -> Iterator[Batch]:
     """`STEPS` shuffled batches, over and over where there are fewer, without a single left-over sample."""
     order, given = torch.Generator().manual_seed(plan.seed), 0
     while given < STEPS:
-        for batch in samples.batches(plan.batch_size, generator=order):
+        for batch in samples.batches(plan.batch_size, generator=order, team=team):
             if given == STEPS:
                 return
-            if len(batch) > 1 or min(plan.batch_size, len(samples)) == 1:
+            if batch.whole().whole > 1 or min(plan.batch_size, len(samples)) == 1:
                 given += 1
                 yield batch

@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
-from typing import Any, Literal
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import astuple, replace
+from typing import Any
 
-import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from models.errors import Code, Failure
-from models.events import MetricEvent
-from models.metrics import METRICS
-from models.spec import FinetuneStep, Metric
+from models.spec import FinetuneStep
 from models.spec_train import ORIGINAL
 from models.statuses import Phase
 from worker.engine.data.dataset import Batch, Dataset
-from worker.engine.losses import LossKind, Objective, objective_for
-from worker.engine.measure.agreement import AgreementMeter
-from worker.engine.measure.meters import Meter, meter_for
-from worker.engine.measure.metrics import as_outputs, forward_of, index_outside, output_index, require_finite
+from worker.engine.losses import LossKind, objective_for
+from worker.engine.measure.metrics import as_outputs, forward_of, index_outside, output_index
 from worker.engine.run import Run
 from worker.engine.subject import Record, StepState, Subject
-from worker.engine.train.decide import Decided, decide
+from worker.engine.team import ALONE, Team
+from worker.engine.train.batch_norm import synchronised
+from worker.engine.train.decide import decide
 from worker.engine.train.dropout import Noisy, with_noise
 from worker.engine.train.features import Features, features_for
-from worker.engine.train.loop import Epoch, Log, Plan, Verdict, train
+from worker.engine.train.loop import Epoch, Plan, Verdict, train
 from worker.engine.train.measure import Chosen, choose
 from worker.engine.train.numerics import Numerics
-from worker.engine.train.penalties import Regularizer, what_came_of_it
+from worker.engine.train.outcome import described, found_out, judge, say, taught
 from worker.engine.train.range_test import RangeTest, range_test
 from worker.engine.train.state import device_of
 
@@ -37,12 +35,20 @@ SCALE_SAMPLES = 64
 
 
 def run(subject: Subject, step: FinetuneStep, run: Run) -> dict[str, Any]:
-    """Train `subject.graph` and leave its best weights in it; the report's details come back.
+    """Train `subject.graph`, in as many processes as `step` asks for, and leave its best weights in it; the report's
+    details come back.
 
     Raises Failure: NOT_TRAINABLE, NAN_LOSS, DATASET_MISMATCH when labels do not fit the output, INVALID_SPEC when the
-    loss asked for needs data or labels that are not there.
+    loss asked for needs data or labels that are not there, UNSUPPORTED_HERE when this machine lacks the processes.
     """
     run.phase(Phase.FINETUNING)
+    if run.gather is None:
+        return _train(subject, step, run, ALONE)
+    with run.gather(subject, step, run) as team:
+        return _train(subject, step, run, team)
+
+
+def _train(subject: Subject, step: FinetuneStep, run: Run, team: Team) -> dict[str, Any]:
     data = _require_data(run)
     kind = _loss_kind(step, data)
     output = output_index(subject.outputs, run.spec.data.output if run.spec.data else None)
@@ -73,27 +79,37 @@ def run(subject: Subject, step: FinetuneStep, run: Run) -> dict[str, Any]:
             outputs = as_outputs(noisy.network(*batch.inputs))
         except IndexError as error:
             raise index_outside(error) from error
-        loss = objective.loss(outputs, wanted, batch.labels)
-        return loss if features is None else loss + objective.teachers_share * features.loss()
+        loss = objective.loss(outputs, wanted, batch.labels, team)
+        return loss if features is None else loss + team.share * objective.teachers_share * features.loss()
 
-    def judge() -> Verdict:
-        return _judge(network, original, data, objective, step.batch_size, run.device)
+    def judged() -> Verdict:
+        found = team.agree(lambda: astuple(judge(network, original, data, objective, step.batch_size, run.device)))
+        return Verdict(*found)
 
     def on_epoch(epoch: Epoch) -> None:
-        _say(run, data.metric, epoch)
+        say(run, data.metric, epoch)
 
-    def beside() -> AbstractContextManager[None]:
-        return nullcontext() if features is None else features.attached()
+    @contextmanager
+    def beside() -> Iterator[None]:
+        with synchronised(network, team), nullcontext() if features is None else features.attached():
+            yield
+
+    def out_of_time() -> bool:
+        if run.spec.limits.on_timeout == "best_so_far":
+            return team.agree(run.interrupts.out_of_time)
+        return run.interrupts.out_of_time()
 
     def choose_numerics() -> Chosen:
         with beside():
-            return choose(step.speed, network, data.train, loss_of, plan, masks)
+            found = team.agree(lambda: astuple(choose(step.speed, network, data.train, loss_of, share, masks)))
+        return Chosen(Numerics(*found[0]), tuple(found[1]))
 
     def find_rate(numerics: Numerics) -> RangeTest:
         with beside():
-            return range_test(network, data.train, loss_of, replace(plan, numerics=numerics), masks)
+            return range_test(network, data.train, loss_of, replace(plan, numerics=numerics), masks, team)
 
     plan = _plan(step, run.spec.seed)
+    share = replace(plan, batch_size=-(-plan.batch_size // team.size))
     masks = {name: mask.to(run.device) for name, mask in subject.masks.items()}
     decided, penalty = decide(subject, step, run, choose_numerics, find_rate)
     plan = replace(plan, learning_rate=decided.learning_rate, numerics=decided.numerics)
@@ -102,19 +118,21 @@ def run(subject: Subject, step: FinetuneStep, run: Run) -> dict[str, Any]:
             network,
             data.train,
             loss_of,
-            judge,
+            judged,
             plan,
             penalty=penalty,
             on_progress=lambda fraction, epoch: run.progress(fraction, epoch, step.epochs),
             on_epoch=on_epoch,
             on_state=lambda state: run.keep_state(decided.kept_with(_sound(state))),
             state_due=run.interrupts.state_due,
-            out_of_time=run.interrupts.out_of_time,
+            out_of_time=out_of_time,
             resume=run.state,
             masks=masks,
+            team=team,
         )
-    details = _details(log, kind, data.metric, len(data.train)) | _decided(step, decided, penalty)
-    details |= _taught(step, objective, features) | {"dropouts": noisy.dropouts, "drop_paths": noisy.branches}
+    details = described(log, kind, data.metric, len(data.train)) | found_out(step, decided, penalty)
+    details |= taught(step, objective, features) | {"dropouts": noisy.dropouts, "drop_paths": noisy.branches}
+    details["processes"] = team.size
     if log.best == 0:
         run.warn(
             "finetune_did_not_help",
@@ -220,87 +238,3 @@ def _sound(state: StepState) -> StepState:
             where=f"epoch {state.data['epoch']}",
         )
     return state
-
-
-def _taught(step: FinetuneStep, objective: Objective, features: Features | None) -> dict[str, Any]:
-    """By whom, and by which layers: `projected` where theirs are wider, or narrower."""
-    if not objective.needs_teacher:
-        return {"teacher": None, "features": []}
-    rows = [] if features is None else features.projections.items()
-    layers = [{"layer": name, "projected": any(each is not None for each in found)} for name, found in rows]
-    return {"teacher": step.distill.from_, "features": layers}
-
-
-def _judge(
-    network: nn.Module, original: nn.Module, data: Dataset, objective: Objective, batch_size: int, device: torch.device
-) -> Verdict:
-    """The deciding metric and the loss of the outputs on all validation samples; `original` is the teacher, with whom
-    to agree."""
-    own, teacher = forward_of(network, device), forward_of(original, device)
-    by_agreement = data.metric == "agreement"
-    meter: Meter | None = None if by_agreement else meter_for(data.task)
-    agreement = AgreementMeter(data.task)
-    total = 0.0
-    for batch in data.val.batches(batch_size):
-        batch = batch.to(device)
-        outputs = own(batch.inputs)
-        wanted = teacher(batch.inputs) if by_agreement or objective.needs_teacher else None
-        total += float(objective.loss(outputs, wanted, batch.labels)) * len(batch)
-        if wanted is not None and by_agreement:
-            agreement.add(wanted[objective.output], outputs[objective.output], batch.labels)
-        elif meter is not None and batch.labels is not None:
-            meter.add(outputs[objective.output], batch.labels)
-    value = agreement.value() if meter is None else meter.values()[data.metric]
-    require_finite(data.metric, value, data.val)
-    require_finite("loss", total, data.val)
-    return Verdict(value if METRICS[data.metric].higher_is_better else -value, total / len(data.val))
-
-
-def _value(metric: Metric, verdict: Verdict) -> float:
-    return verdict.score if METRICS[metric].higher_is_better else -verdict.score
-
-
-def _say(run: Run, metric: Metric, epoch: Epoch) -> None:
-    def say(name: str, value: float, split: Literal["train", "val"]) -> None:
-        event = MetricEvent(name=name, value=value, split=split, step_index=run.step_index, epoch=epoch.epoch)
-        run.metric(event)
-
-    if epoch.train_loss is not None:
-        say("loss", epoch.train_loss, "train")
-    say("loss", epoch.verdict.loss, "val")
-    say(metric, _value(metric, epoch.verdict), "val")
-
-
-def _decided(step: FinetuneStep, decided: Decided, penalty: Regularizer | None) -> dict[str, Any]:
-    """For the report: what was found out before training, and what came of the penalty."""
-    found: dict[str, Any] = {"learning_rate": decided.learning_rate, "speed": decided.speed}
-    if decided.range_test is not None:
-        found["range_test"] = decided.range_test
-    if step.regularize is not None and decided.before is not None and penalty is not None:
-        found["regularize"] = what_came_of_it(step.regularize, decided.before, penalty)
-    return found
-
-
-def _details(log: Log, kind: LossKind, metric: Metric, samples: int) -> dict[str, Any]:
-    """What the report says about this step; values of `metric` are on the validation data."""
-    return {
-        "epochs": len(log.epochs) - 1,
-        "cut_short": log.cut_short,
-        "best_epoch": log.best,
-        "keep": log.keep,
-        "loss": kind,
-        "train_samples": samples,
-        "metric": metric,
-        "metric_before": _value(metric, log.epochs[0].verdict),
-        "metric_after": _value(metric, log.epochs[log.best].verdict),
-        "history": [
-            {
-                "epoch": epoch.epoch,
-                "train_loss": epoch.train_loss,
-                "val_loss": epoch.verdict.loss,
-                "averaged": epoch.averaged,
-                "val_metric": _value(metric, epoch.verdict),
-            }
-            for epoch in log.epochs
-        ],
-    }

@@ -14,6 +14,7 @@ from models.spec_optimizer import AdamW, RateSchedule, Sgd
 from models.spec_speed import Augment
 from worker.engine.data.dataset import Batch
 from worker.engine.masks import Masks, mask_gradients, mask_weights
+from worker.engine.team import ALONE, Team
 from worker.engine.train.augment import augmented
 from worker.engine.train.average import Average
 from worker.engine.train.numerics import USUAL, Numerics
@@ -32,7 +33,8 @@ class Penalty(Protocol):
 
 @dataclass(frozen=True)
 class Stepper:
-    """The parts of a step. `steps` is how many the whole training has; `rate` gives the learning rate of one."""
+    """The parts of a step. `steps` is how many the whole training has; `rate` gives the learning rate of one. `loss_of`
+    gives this process's part of a mean, of which `team` makes the sum."""
 
     network: nn.Module
     loss_of: Callable[[Batch], Tensor]
@@ -46,20 +48,27 @@ class Stepper:
     numerics: Numerics = USUAL
     scaler: torch.amp.GradScaler | None = None
     augment: Augment | None = None
+    team: Team = ALONE
+    seed: int = 0
 
     def take(self, batch: Batch, step: int) -> Tensor:
-        """The loss of `batch` before this step. Raises Failure(NOT_TRAINABLE) when it has no gradient."""
+        """The loss of the whole of `batch` before this step. Raises Failure(NOT_TRAINABLE) when it has no gradient."""
         rate = self.rate(step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         if self.augment is not None:
             batch = augmented(batch, self.augment)
-        with self.numerics.autocast(batch.inputs[0].device):
-            loss = self.loss_of(self.numerics.laid_out(batch))
-        if not loss.requires_grad:
-            raise Failure(Code.NOT_TRAINABLE, "No gradient reaches the network's parameters from the loss.")
         self.optimizer.zero_grad()
-        torch.autograd.backward(loss if self.scaler is None else self.scaler.scale(loss))
+        device = batch.inputs[0].device
+        with self.team.computing(batch.whole(), self.seed + step, device):
+            with self.numerics.autocast(device):
+                loss = self.loss_of(self.numerics.laid_out(batch))
+            if not loss.requires_grad:
+                raise Failure(Code.NOT_TRAINABLE, "No gradient reaches the network's parameters from the loss.")
+            torch.autograd.backward(loss if self.scaler is None else self.scaler.scale(loss))
+        loss = loss.detach()
+        gradients = [parameter.grad for parameter in trained(self.network) if parameter.grad is not None]
+        self.team.add_up([*gradients, loss])
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
         mask_gradients(self.network, self.masks)
@@ -77,7 +86,7 @@ class Stepper:
         mask_weights(self.network, self.masks)
         if self.average is not None:
             self.average.add(step)
-        return loss.detach()
+        return loss
 
 
 def scheduled(steps: int, peak: float, schedule: RateSchedule, warm_up: float) -> Callable[[int], float]:

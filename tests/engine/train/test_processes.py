@@ -1,0 +1,201 @@
+"""Training in several processes: what one process computes, up to rounding; and how it ends when one of them does."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from models.errors import Code, Failure
+from models.events import ProgressEvent
+from models.messages import CompressRequest, InputFile, NetworkFile
+from models.spec import FinetuneStep
+from tests.engine.subjects import lifted
+from tests.engine.train.test_options import stored
+from tests.engine.train.test_step import patterns, started
+from worker.engine.crew import Crew
+from worker.engine.interrupts import Interrupts
+from worker.engine.run import Run
+from worker.engine.subject import StepState, Subject
+from worker.engine.train.state import Weights, copy_weights, load_weights
+from worker.engine.train.step import run
+
+SAMPLES = 171
+"""Of which 137 are to train on: four batches of 32 and one of 9."""
+
+
+class Normal(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(1, 8, 3, bias=False), nn.BatchNorm2d(8)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.head(self.bn(self.conv(x)).relu().mean((2, 3)))
+        return y
+
+
+class Plain(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(1, 8, 3), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.head(self.conv(x).relu().mean((2, 3)))
+        return y
+
+
+class Place:
+    """A network and data in files, and what a training by `step` makes of them in so many processes."""
+
+    def __init__(
+        self,
+        folder: Path,
+        module: type[nn.Module],
+        step: dict[str, Any],
+        arrays: dict[str, Any],
+        device: Literal["cpu", "cuda"] = "cpu",
+        **data: Any,
+    ) -> None:
+        self._folder, self._module, self._step, self._arrays = folder, module, step, arrays
+        self._device, self._data, self.talks = device, data, True
+        self.subject: Subject
+
+    def run(self, processes: int | str) -> Run:
+        speed = {**self._step.get("speed", {}), "processes": processes}
+        step = FinetuneStep.model_validate({"step": "finetune", "batch_size": 32, **self._step, "speed": speed})
+        torch.manual_seed(0)
+        self.subject = lifted(self._module(), (torch.randn(2, 1, 8, 8),), self._folder)
+        begun = started(self.subject, self._folder, self._arrays, step, **self._data)
+        begun.device = torch.device(self._device)
+        request = CompressRequest(
+            network=NetworkFile(path=self._folder / "network.pt2"),
+            dataset=InputFile(path=self._folder / "data.npz"),
+            spec=begun.spec,
+            folder=self._folder,
+            device=self._device,
+            threads=2,
+            talks=self.talks,
+        )
+        begun.gather = Crew(request).gather
+        return begun
+
+    def train(self, begun: Run) -> tuple[dict[str, Any], Weights]:
+        assert begun.spec.steps is not None
+        (step,) = begun.spec.steps
+        assert isinstance(step, FinetuneStep)
+        details = run(self.subject, step, begun)
+        return details, copy_weights(self.subject.graph)
+
+
+def assert_alike(one: dict[str, Any], two: dict[str, Any], tolerance: float) -> None:
+    for first, second in zip(one["history"], two["history"], strict=True):
+        assert first["val_loss"] == pytest.approx(second["val_loss"], rel=tolerance)
+        assert first["epoch"] == 0 or first["train_loss"] == pytest.approx(second["train_loss"], rel=tolerance)
+
+
+def test_two_processes_train_what_one_does_through_batch_norm_and_go_on_to_the_same_bits(tmp_path: Path) -> None:
+    step = {
+        "epochs": 3,
+        "optimizer": "sgd",
+        "clip_norm": 0.5,
+        "average": 0.9,
+        "loss": "both",
+        "augment": {"flip": True, "shift": 1},
+        "distill": {"features": [{"layer": "conv"}]},
+    }
+    place, states = Place(tmp_path, Normal, step, patterns(SAMPLES)), list[StepState]()
+    alone, weights = place.train(place.run(1))
+    begun = place.run(2)
+    begun.keep_state = states.append
+    begun.interrupts = Interrupts(checkpoint_seconds=0.0)
+    together, others = place.train(begun)
+    assert (alone["processes"], together["processes"], together["train_samples"]) == (1, 2, 137)
+    assert alone["best_epoch"] > 0
+    assert_alike(alone, together, 1e-4)
+    for name, value in weights.items():
+        torch.testing.assert_close(value, others[name], rtol=1e-4, atol=1e-5, msg=name)
+
+    state = states[7]
+    assert (state.data["epoch"], state.data["batches"]) == (2, 3)
+    again = place.run(2)
+    again.state = stored(state, tmp_path)
+    load_weights(place.subject.graph, {name.removeprefix("network."): value for name, value in state.tensors.items()})
+    resumed, bits = place.train(again)
+    assert resumed["history"] == together["history"]
+    assert all(torch.equal(value, bits[name]) for name, value in others.items())
+
+
+def test_a_last_batch_with_fewer_samples_than_processes_is_trained_on_all_the_same(tmp_path: Path) -> None:
+    step = {"epochs": 2, "optimizer": "sgd", "loss": "task", "keep": "last"}
+    place = Place(tmp_path, Normal, step, patterns(162))
+    alone, weights = place.train(place.run(1))
+    together, others = place.train(place.run(3))
+    assert together["train_samples"] % 32 == 2
+    assert_alike(alone, together, 1e-4)
+    for name, value in weights.items():
+        torch.testing.assert_close(value, others[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_pairs_that_lie_across_processes_teach_an_embedding_in_half_precision(tmp_path: Path) -> None:
+    step = {"epochs": 2, "loss": "task", "speed": {"precision": "bfloat16"}, "learning_rate": "auto"}
+    place = Place(tmp_path, Plain, step, patterns(SAMPLES), task="embedding")
+    alone, _ = place.train(place.run(1))
+    together, _ = place.train(place.run(2))
+    assert alone["range_test"]["found"]
+    assert_alike(alone, together, 0.02)
+
+
+def members() -> list[psutil.Process]:
+    found = []
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            found += [child] if "worker.engine.member" in child.cmdline() else []
+    return found
+
+
+@pytest.mark.parametrize("when", ["it has begun", "all train"])
+def test_where_a_process_dies_the_training_ends_and_says_so(tmp_path: Path, when: str) -> None:
+    begun = (place := Place(tmp_path, Plain, {"epochs": 1000}, patterns())).run(2)
+
+    def kill(*_: object) -> None:
+        for member in members():
+            member.kill()
+
+    if when == "all train":
+        begun.emit = lambda event: kill() if isinstance(event, ProgressEvent) else None
+    else:
+        threading.Timer(0.5, kill).start()
+    with pytest.raises(Failure, match="process 1 of those that train together ended by signal 9") as caught:
+        place.train(begun)
+    assert (caught.value.code, caught.value.retryable) == (Code.ENGINE_CRASHED, True)
+    assert members() == []
+    assert not list(tmp_path.glob("team-*"))
+
+
+def test_processes_that_cannot_be_had_are_refused(tmp_path: Path) -> None:
+    begun = (place := Place(tmp_path, Plain, {}, patterns())).run(2)
+    place.talks = False
+    with pytest.raises(Failure, match="MODELPRESS_ALLOW_LOOPBACK_SOCKETS=true") as caught:
+        place.train(place.run(2))
+    assert caught.value.code is Code.UNSUPPORTED_HERE
+    assert begun.spec.steps is not None
+    with pytest.raises(ValidationError, match="no more of them than `batch_size`"):
+        FinetuneStep.model_validate({"step": "finetune", "batch_size": 2, "speed": {"processes": 3}})
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_two_devices_train_what_one_does(tmp_path: Path) -> None:
+    step = {"epochs": 2, "optimizer": "sgd"}
+    place = Place(tmp_path, Normal, step, patterns(SAMPLES), device="cuda")
+    alone, _ = place.train(place.run(1))
+    together, _ = place.train(place.run("auto"))
+    assert together["processes"] == torch.cuda.device_count()
+    assert_alike(alone, together, 1e-3)

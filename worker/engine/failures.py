@@ -1,0 +1,40 @@
+"""What an exception means for a job."""
+
+from __future__ import annotations
+
+import errno
+import re
+
+import torch
+
+from models.errors import Code, Failure
+
+
+def as_failure(error: Exception) -> Failure:
+    """The code of what went wrong; anything unforeseen is `internal`, its traceback in the log."""
+    if isinstance(error, Failure):
+        return error
+    if isinstance(error, torch.OutOfMemoryError):
+        return Failure(
+            Code.OUT_OF_GPU_MEMORY,
+            f"the device has too little memory for this network and batch size{_needed_and_free(error)}",
+        )
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return Failure(Code.OUT_OF_MEMORY, "the process has too little memory for this network and batch size")
+    if _is_full_disk(error):
+        return Failure(Code.DISK_FULL, "no space is left for the job's files")
+    return Failure(Code.INTERNAL, f"{type(error).__name__}: {str(error)[:500]}")
+
+
+def _needed_and_free(error: torch.OutOfMemoryError) -> str:
+    """What torch asked the device for, and what was left of it; nothing where torch does not say."""
+    said = re.search(r"Tried to allocate ([\d.]+ \w+)\..* of which ([\d.]+ \w+) is free", str(error), re.DOTALL)
+    return f": it needed {said[1]} more, and {said[2]} were available" if said else ""
+
+
+def _is_full_disk(error: Exception) -> bool:
+    """Also where a library wraps the system's error in words, as safetensors does."""
+    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    if isinstance(error, OSError):
+        return error.errno in numbers
+    return any(f"(os error {number})" in str(error) for number in numbers)
