@@ -288,4 +288,5 @@ class Capabilities(_View):
         description="`null`: MODELPRESS_WEBHOOK_SECRET is not set, so there are none."
     )
     versions: dict[str, str]
+    never_exercised: list[str] = Field(description="Code paths that no test of this version has run on their hardware.")
     never_exercised_here: list[str] = Field(description="Code paths that no live worker of this deployment can run.")

@@ -14,6 +14,7 @@ from api.strict_json import MAX_JSON_BYTES
 from models.criteria import WEIGHT_CRITERIA
 from models.inspection import DatasetInspection, NetworkInspection
 from models.messages import DEVICE_CLASSES
+from models.never_exercised import NEVER_EXERCISED
 from models.quotas import Limits
 from models.settings import Settings
 from models.spec import (
@@ -146,6 +147,7 @@ def capabilities(service: Service, limits: Limits) -> Capabilities:
         ),
         webhooks=_webhooks(settings),
         versions={"modelpress": version("modelpress"), "python": platform.python_version()},
+        never_exercised=list(NEVER_EXERCISED),
         never_exercised_here=[
             f"device {name}: no worker is registered" for name in DEVICE_CLASSES if name not in classes
         ],

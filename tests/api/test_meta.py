@@ -11,6 +11,7 @@ from jsonschema import Draft202012Validator
 from models import workers
 from models.database import now
 from models.errors import Code
+from models.never_exercised import NEVER_EXERCISED
 from models.presets import PRESETS
 from models.settings import Settings
 from models.spec import Spec
@@ -67,6 +68,7 @@ def test_capabilities_follow_the_spec_and_the_workers_that_are_alive(api: Api) -
         ["npz", "npy", "safetensors", "image_folder", "webdataset", "hdf5", "parquet", "tfrecord"],
     )
     assert before["devices"] == []
+    assert before["never_exercised"] == list(NEVER_EXERCISED)
     assert [path.split(":")[0] for path in before["never_exercised_here"]] == ["device cpu", "device cuda"]
     register(api, "w1", "cpu")
     register(api, "c1", None)
