@@ -16,11 +16,11 @@ from models.database import Database, migrate
 from models.settings import Settings
 from tests.api.conftest import NOBODY_LISTENS
 from tests.api.serving import Api, served
-from tests.bad_inputs import absent, datasets, networks, specs, tenancy, uploads
+from tests.bad_inputs import absent, datasets, networks, resumable, specs, tenancy, uploads
 from tests.bad_inputs.place import Place
 from tests.bad_inputs.rows import Row
 
-CHAPTERS = (uploads.ROWS, networks.ROWS, specs.ROWS, datasets.ROWS, tenancy.ROWS, absent.ROWS)
+CHAPTERS = (uploads.ROWS, resumable.ROWS, networks.ROWS, specs.ROWS, datasets.ROWS, tenancy.ROWS, absent.ROWS)
 ROWS = sorted((row for chapter in CHAPTERS for row in chapter), key=lambda row: row.number)
 
 

@@ -1,4 +1,4 @@
-"""Uploads and HTTP: rows 1 to 34."""
+"""Uploads and HTTP: rows 1 to 34, but for those of `resumable.py`."""
 
 from __future__ import annotations
 
@@ -12,17 +12,13 @@ import tarfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx
-from sqlalchemy import update
 
-from models.database import now
 from models.errors import Code
 from models.settings import Settings
-from models.tables import ResumableUpload
 from tests.api import stories, tus
 from tests.api.stories import problem_of
 from tests.api.test_uploads import soon, stored
@@ -96,15 +92,6 @@ def fifty_gigabytes_without_a_key(place: Place) -> None:
     nothing_stored(place, check)
 
 
-def part_cut_short(place: Place) -> None:
-    path = tus.create(place.client, 10_000)
-    key = f"Authorization: {place.client.headers['authorization']}"
-    with tus.half_a_part(place.api.base_url, path, 0, 10_000, bytes(4000), key) as silent:
-        assert silent.recv(65536).startswith(b"HTTP/1.1 408 ")
-    assert tus.offset(place.client, path) == 4000
-    assert tus.patch(place.client, path, 4000, bytes(6000)).status_code == 204
-
-
 def body_behind_the_body(place: Place) -> None:
     head = "POST /jobs HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: 2"
     received = answered(send(place, head, b"{}, and more than was declared\r\n\r\n"))
@@ -123,59 +110,6 @@ def endless(place: Place) -> None:
         assert response.headers["upload-limit"] == f"max-size={8 << 20}"
 
     nothing_stored(place, check)
-
-
-def wrong_offset(place: Place) -> None:
-    path = tus.create(place.client, 10)
-    tus.patch(place.client, path, 0, b"1234")
-    for at in (0, 3, 5, 10):
-        response = tus.patch(place.client, path, at, b"x")
-        problem_of(response, 409, "wrong_offset")
-        assert response.headers["upload-offset"] == "4"
-    assert tus.offset(place.client, path) == 4
-
-
-def beyond_the_length(place: Place) -> None:
-    path = tus.create(place.client, 3)
-    problem_of(tus.patch(place.client, path, 0, b"12345"), 413, "too_large")
-    problem_of(tus.patch(place.client, path, 0, b"123"), 410, "upload_invalid")
-
-
-def after_completion(place: Place) -> None:
-    path = tus.create(place.client, 3)
-    tus.patch(place.client, path, 0, b"123")
-    problem_of(tus.patch(place.client, path, 3, b"4"), 403, "upload_complete")
-
-
-def expired(place: Place) -> None:
-    path = tus.create(place.client, 3)
-    with place.api.service.database.transaction() as session:
-        row = ResumableUpload.id == path.rpartition("/")[2]
-        session.execute(update(ResumableUpload).where(row).values(expires_at=now(session) - timedelta(seconds=1)))
-    problem_of(tus.patch(place.client, path, 0, b"123"), 410, "upload_expired")
-
-
-def of_another_tenant(place: Place) -> None:
-    path = tus.create(place.client, 3)
-    problem_of(tus.patch(place.other(), path, 0, b"123"), 404, "not_found")
-    assert tus.offset(place.client, path) == 0
-
-
-def another_length(place: Place) -> None:
-    path = tus.create(place.client, 3)
-    problem_of(tus.patch(place.client, path, 0, b"1", Upload_Length="4"), 400, "inconsistent_upload_length")
-
-
-def other_bytes(header: str) -> Check:
-    def check(place: Place) -> None:
-        path = tus.create(place.client, 10)
-        assert tus.patch(place.client, path, 0, b"12345").status_code == 204
-        whole = b"12345other" if header == "Repr_Digest" else b"other"
-        response = tus.patch(place.client, path, 5, b"67890", **{header: tus.digest(whole)})
-        problem_of(response, 460, "checksum_mismatch")
-        assert tus.offset(place.client, path) == (0 if header == "Repr_Digest" else 5)
-
-    return check
 
 
 def trickle(place: Place) -> None:
@@ -306,7 +240,6 @@ def too_many_open(place: Place) -> None:
 
 FORM = b'--b\r\nContent-Disposition: form-data; name="file"\r\n\r\nx\r\n--b--\r\n'
 TIMM = {"arch": "timm/resnet10t"}
-LONG = str(129 << 20)
 
 ROWS: tuple[Row, ...] = (
     row(
@@ -321,7 +254,6 @@ ROWS: tuple[Row, ...] = (
         ),
     ),
     row(2, "50 GB without a key", fifty_gigabytes_without_a_key),
-    row(3, "Content-Length larger than the body", part_cut_short),
     row(4, "Content-Length smaller than the body", body_behind_the_body),
     row(
         5,
@@ -331,24 +263,6 @@ ROWS: tuple[Row, ...] = (
     row(6, "two lengths that differ", raw(400, "POST /jobs HTTP/1.1\r\nContent-Length: 5\r\nContent-Length: 6")),
     row(7, "negative length", raw(400, "POST /jobs HTTP/1.1\r\nContent-Length: -1")),
     row(8, "endless chunks", endless),
-    row(
-        9,
-        "Upload-Length over the limit",
-        Call(
-            "POST /uploads",
-            413,
-            Code.TOO_LARGE,
-            headers={**tus.VERSION, "Upload-Length": LONG},
-        ),
-        Call("GET /models", 200),
-    ),
-    row(10, "PATCH at a wrong offset", wrong_offset),
-    row(11, "bytes beyond the declared length", beyond_the_length),
-    row(12, "PATCH after completion", after_completion),
-    row(13, "PATCH of an expired upload", expired),
-    row(14, "PATCH of another tenant's upload", of_another_tenant),
-    row(15, "length changed between requests", another_length),
-    row(16, "digest of other bytes", other_bytes("Content_Digest"), other_bytes("Repr_Digest")),
     row(
         17,
         "unknown digest algorithm alone",
