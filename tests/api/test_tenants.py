@@ -62,56 +62,6 @@ def test_an_upload_without_a_key_is_refused_before_its_body_is_read(closed: Api,
     assert [path for path in Path(settings.blobs).rglob("*") if path.is_file()] == []
 
 
-def test_the_objects_of_another_tenant_are_as_unknown_as_random_ids(closed: Api, two_keys: tuple[str, str]) -> None:
-    with closed.with_key(two_keys[0]) as mine, closed.with_key(two_keys[1]) as other:
-        dataset = stories.ready_dataset(closed, mine)
-        job = stories.submit(closed, mine, dataset=dataset)
-        network = job["resolved_spec"]["model"]
-        running = stories.start(closed.service.database)
-        stories.succeed(closed, running, {"model.onnx": b"secret"})
-        resumable = {"Tus-Resumable": "1.0.0"}
-        upload = mine.post("/uploads", headers={**resumable, "Upload-Length": "3"}).headers["location"]
-        ids = {
-            "model_id": network,
-            "dataset_id": dataset,
-            "job_id": job["id"],
-            "name": "model.onnx",
-            "upload_id": upload.rpartition("/")[2],
-        }
-        unknown = {name: value[:4] + "0" * 26 for name, value in ids.items()}
-        malformed = dict.fromkeys(ids, "x")
-        paths = closed.client.get("/openapi.json").json()["paths"]
-        asked = 0
-        for path, methods in paths.items():
-            if "{" not in path:
-                continue
-            for method in methods:
-                asked += 1
-                answers = [
-                    other.request(
-                        method, path.format(**names), json={} if method == "post" else None, headers=resumable
-                    )
-                    for names in (ids, unknown, malformed)
-                ]
-                if method == "head":
-                    assert [(answer.status_code, answer.content) for answer in answers] == [(404, b"")] * 3
-                    continue
-                shown = [{**problem_of(answer, 404, "not_found"), "request_id": ""} for answer in answers]
-                assert shown[0] == shown[1] == shown[2]
-        assert asked >= 12
-        spec = {"model": network, "steps": [stories.PRUNE]}
-        problem_of(other.post("/jobs", json=spec), 404, "not_found")
-        for kind in ("/models", "/datasets"):
-            answers = [other.post(kind, params={"upload": names["upload_id"]}) for names in (ids, unknown, malformed)]
-            shown = [{**problem_of(answer, 404, "not_found"), "request_id": ""} for answer in answers]
-            assert shown[0] == shown[1] == shown[2]
-        for path in ("/jobs", "/models", "/datasets"):
-            assert other.get(path).json()["data"] == []
-            assert len(mine.get(path).json()["data"]) == 1
-        stream = other.get(f"/jobs/{job['id']}/events", headers={"Accept": "text/event-stream"})
-        problem_of(stream, 404, "not_found")
-
-
 def test_a_reading_key_may_not_write(closed: Api) -> None:
     with closed.service.database.transaction() as session:
         secret = create_key(session, "a", "reader", scopes=READ_ONLY)

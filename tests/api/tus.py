@@ -10,7 +10,8 @@ from typing import Any
 import httpx
 
 VERSION = {"Tus-Resumable": "1.0.0"}
-PART = {**VERSION, "Content-Type": "application/offset+octet-stream"}
+MEDIA_TYPE = "application/offset+octet-stream"
+PART = {**VERSION, "Content-Type": MEDIA_TYPE}
 
 
 def create(client: httpx.Client, length: int, **headers: str) -> str:
