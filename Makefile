@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test lint image-test bench promises canaries conformance real-files clean
+.PHONY: help demo serve test lint image-test bench promises canaries requests conformance real-files clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort | column -t -s "$$(printf '\t')"
@@ -51,6 +51,9 @@ promises: $(VENV)/.dev ## bring about every fault it promises to survive, and pr
 
 canaries: $(VENV)/.dev ## upload every crafted file to the whole service; the tests send a fifth of them
 	MODELPRESS_SWEEPS=full $(BIN)/python -m pytest tests/e2e/test_canaries.py
+
+requests: $(VENV)/.dev ## send thousands of drawn requests, right and wrong, to every operation; the tests send a few
+	MODELPRESS_SWEEPS=full $(BIN)/python -m pytest tests/api/test_any_request.py --timeout=3600
 
 conformance: $(VENV)/.dev ## take every architecture through the whole engine, and print the table; ONLY="resnet* unet" takes some
 	$(BIN)/python -m tests.engine.conformance $(if $(ONLY),--only $(ONLY))

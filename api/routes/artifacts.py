@@ -18,20 +18,17 @@ from models.views import ArtifactList
 
 router = APIRouter(prefix="/jobs/{job_id}", tags=["jobs"])
 
-_BINARY: dict[str, Any] = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
-_DOWNLOAD: dict[int | str, dict[str, Any]] = {
-    200: {
-        "description": "The file",
-        "content": _BINARY,
-        "headers": {
-            name: {"schema": {"type": "string"}}
-            for name in ("ETag", "Repr-Digest", "Content-Disposition", "Accept-Ranges")
-        },
-    },
-    206: {"description": "The range asked for", "content": _BINARY},
-    304: {"description": "Still as `If-None-Match` says"},
-    **problems_of(Code.NOT_FOUND, Code.NOT_READY, Code.RANGE_NOT_SATISFIABLE),
-}
+
+def _download(media_type: str) -> dict[int | str, dict[str, Any]]:
+    content = {media_type: {"schema": {"type": "string", "format": "binary"}}}
+    names = ("ETag", "Repr-Digest", "Content-Disposition", "Accept-Ranges")
+    headers = {name: {"schema": {"type": "string"}} for name in names}
+    return {
+        200: {"description": "The file", "content": content, "headers": headers},
+        206: {"description": "The range asked for", "content": content},
+        304: {"description": "Still as `If-None-Match` says"},
+        **problems_of(Code.NOT_FOUND, Code.NOT_READY, Code.RANGE_NOT_SATISFIABLE),
+    }
 
 
 @router.get("/artifacts", operation_id="list_artifacts", responses=problems_of(Code.NOT_FOUND))
@@ -41,7 +38,7 @@ def list_artifacts(job_id: str, service: ServiceDep, caller: CallerDep) -> Artif
 
 
 @router.head("/artifacts/{name}", include_in_schema=False)
-@router.get("/artifacts/{name}", operation_id="download_artifact", response_class=Response, responses=_DOWNLOAD)
+@router.get("/artifacts/{name}", operation_id="download_artifact", response_class=Response, responses=_download("*/*"))
 def download_artifact(
     request: Request,
     job_id: str,
@@ -71,7 +68,9 @@ def download_artifact(
 
 
 @router.head("/bundle", include_in_schema=False)
-@router.get("/bundle", operation_id="download_bundle", response_class=Response, responses=_DOWNLOAD)
+@router.get(
+    "/bundle", operation_id="download_bundle", response_class=Response, responses=_download("application/x-tar")
+)
 def download_bundle(
     request: Request,
     job_id: str,

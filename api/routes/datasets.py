@@ -47,7 +47,7 @@ async def create_dataset(
     return uploads.dataset_view(row)
 
 
-@router.get("", operation_id="list_datasets")
+@router.get("", operation_id="list_datasets", responses=problems_of(Code.BAD_REQUEST))
 def list_datasets(service: ServiceDep, caller: CallerDep, limit: Limit = 50, after: After = None) -> DatasetPage:
     """Your data sets, newest first."""
     return uploads.dataset_page(service, caller.tenant, limit, after)

@@ -94,7 +94,7 @@ async def create_job(
     return _made(await run_in_threadpool(jobs.submit, service, caller, document, idempotency_key))
 
 
-@router.get("", operation_id="list_jobs")
+@router.get("", operation_id="list_jobs", responses=problems_of(Code.BAD_REQUEST))
 def list_jobs(
     service: ServiceDep,
     caller: CallerDep,

@@ -116,7 +116,7 @@ async def create_model(
     return uploads.network_view(row)
 
 
-@router.get("", operation_id="list_models")
+@router.get("", operation_id="list_models", responses=problems_of(Code.BAD_REQUEST))
 def list_models(service: ServiceDep, caller: CallerDep, limit: Limit = 50, after: After = None) -> NetworkPage:
     """Your networks, newest first, without their layers."""
     return uploads.network_page(service, caller.tenant, limit, after)

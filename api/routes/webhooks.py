@@ -47,7 +47,7 @@ def redeliver_job_webhook(job_id: str, service: ServiceDep, caller: CallerDep) -
     return messages.redeliver(service, caller, job_id)
 
 
-@router.get("/webhooks/messages", operation_id="list_webhook_messages")
+@router.get("/webhooks/messages", operation_id="list_webhook_messages", responses=problems_of(Code.BAD_REQUEST))
 def list_webhook_messages(
     service: ServiceDep,
     caller: CallerDep,
