@@ -5,19 +5,10 @@ from __future__ import annotations
 
 import httpx
 
-from models.errors import Code
-from models.spec import Spec as JobSpec
 from tests.api import stories
 from tests.api.stories import problem_of
 from tests.bad_inputs.place import Place
 from tests.bad_inputs.rows import Row, row
-from tests.bad_inputs.specs import PRUNE, Spec
-
-
-def no_webhooks(place: Place) -> None:
-    assert "webhook" not in JobSpec.model_fields
-    wanted = {"url": "http://169.254.169.254/latest/meta-data"}
-    Spec({"steps": [PRUNE], "webhook": wanted}, Code.INVALID_SPEC, "/webhook", "Unknown field")(place)
 
 
 def no_signed_urls(place: Place) -> None:
@@ -31,7 +22,4 @@ def no_signed_urls(place: Place) -> None:
     problem_of(place.client.get(artifact["url"], params=signed), 422, "invalid_request")
 
 
-ROWS: tuple[Row, ...] = (
-    row(102, "webhook to a private address", no_webhooks),
-    row(109, "signed URL after its time", no_signed_urls),
-)
+ROWS: tuple[Row, ...] = (row(109, "signed URL after its time", no_signed_urls),)

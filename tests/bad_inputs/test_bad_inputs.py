@@ -16,11 +16,20 @@ from models.database import Database, migrate
 from models.settings import Settings
 from tests.api.conftest import NOBODY_LISTENS
 from tests.api.serving import Api, served
-from tests.bad_inputs import absent, datasets, networks, resumable, specs, tenancy, uploads
+from tests.bad_inputs import absent, datasets, networks, resumable, specs, tenancy, uploads, webhooks
 from tests.bad_inputs.place import Place
 from tests.bad_inputs.rows import Row
 
-CHAPTERS = (uploads.ROWS, resumable.ROWS, networks.ROWS, specs.ROWS, datasets.ROWS, tenancy.ROWS, absent.ROWS)
+CHAPTERS = (
+    uploads.ROWS,
+    resumable.ROWS,
+    networks.ROWS,
+    specs.ROWS,
+    datasets.ROWS,
+    tenancy.ROWS,
+    webhooks.ROWS,
+    absent.ROWS,
+)
 ROWS = sorted((row for chapter in CHAPTERS for row in chapter), key=lambda row: row.number)
 
 
@@ -37,6 +46,8 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
         max_model_bytes=128 << 20,
         max_dataset_bytes=8 << 20,
         max_open_uploads=20,
+        max_requests_per_second=None,
+        webhook_secret="a master secret of thirty characters",
     )
     migrate(settings.database_url)
     database = Database(settings.database_url)
