@@ -108,9 +108,9 @@ return {allowed and 1 or 0, full_after}
 class SharedBuckets:
     """Of all api processes with the same broker. Safe to use from several threads."""
 
-    def __init__(self, broker_url: str) -> None:
+    def __init__(self, broker_url: str, patience_seconds: float = PATIENCE_SECONDS) -> None:
         self._own = OwnBuckets()
-        self._redis = _client(broker_url)
+        self._redis = _client(broker_url, patience_seconds)
         self._script = self._redis.register_script(_TAKE) if self._redis is not None else None
         self._silent_until = 0.0
 
@@ -133,7 +133,7 @@ class SharedBuckets:
             self._redis.close()
 
 
-def _client(broker_url: str) -> redis.Redis | None:
+def _client(broker_url: str, patience_seconds: float) -> redis.Redis | None:
     """`None` for a broker that is not Redis: there is nothing to share then."""
     scheme, _, rest = broker_url.partition("://")
     if scheme not in ("redis", "rediss", "redis+socket"):
@@ -141,5 +141,5 @@ def _client(broker_url: str) -> redis.Redis | None:
     url = f"unix://{rest.partition('?')[0]}" if scheme == "redis+socket" else broker_url
     impatient = Retry(NoBackoff(), 0)
     return redis.Redis.from_url(
-        url, socket_timeout=PATIENCE_SECONDS, socket_connect_timeout=PATIENCE_SECONDS, retry=impatient
+        url, socket_timeout=patience_seconds, socket_connect_timeout=patience_seconds, retry=impatient
     )

@@ -119,8 +119,8 @@ def _known(request: Request, service: Service, secret: str | None) -> Caller:
     try:
         found = caller_of(service.settings, service.database, secret, request_id_of(request))
     except Failure as failure:
-        if secret is not None and failure.code is Code.UNAUTHORIZED:
-            service.wrong_keys.wrong(address)
+        if secret is not None and failure.code in (Code.UNAUTHORIZED, Code.KEY_EXPIRED):
+            service.wrong_keys.wrong(address, secret)
         raise
     assert secret is not None
     assert found.key_id is not None

@@ -49,7 +49,10 @@ class WrongKeys:
             if len(self._right) > KEYS_KNOWN:
                 self._right.popitem(last=False)
 
-    def wrong(self, address: str | None) -> None:
+    def wrong(self, address: str | None, secret: str) -> None:
+        """Also of a key that was right until it ended or was revoked."""
+        with self._lock:
+            self._right.pop(_hash(secret), None)
         self._buckets.take(_network(address), self._rate)
 
 
@@ -62,6 +65,8 @@ def _network(address: str | None) -> str:
         parsed = ipaddress.ip_address(address or "")
     except ValueError:
         return "unknown"  # a socket file, or a proxy that tells no address
-    if parsed.version == 6:
+    if isinstance(parsed, ipaddress.IPv6Address):
+        if parsed.ipv4_mapped is not None:
+            return str(parsed.ipv4_mapped)
         return str(ipaddress.ip_network((parsed, IPV6_PREFIX), strict=False))
     return str(parsed)

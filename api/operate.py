@@ -49,6 +49,8 @@ def duration(text: str) -> timedelta:
     found = _DURATION.fullmatch(text)
     if found is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not a duration: write 30m, 24h, 90d")
+    if len(found[1]) > 5:
+        raise argparse.ArgumentTypeError(f"{text!r} is too long: at most five digits")
     return timedelta(**{_UNITS[found[2]]: int(found[1])})
 
 

@@ -199,10 +199,11 @@ def _demo(console: Console, folder: Path) -> Case:
     data = digits()
     network = train(data, EPOCHS, lambda epoch, value: None).eval()
     upload = prepare(network, (torch.zeros(2, 1, 28, 28),), path=folder / "demo.pt2")
-    np.savez(folder / "digits.npz", **data)  # type: ignore[arg-type]
     subject = lift(read_network(upload))
     export_onnx(subject.original, subject, folder / "demo.onnx")
     scored, labels = part(data, "test")
+    kept = ~((data["split"] == "val") & (np.cumsum(data["split"] == "val") > CALIBRATED))
+    np.savez(folder / "digits.npz", **{name: values[kept] for name, values in data.items()})
     return Case(
         upload=upload,
         float_file=folder / "demo.onnx",

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 Format = Literal["human", "json"]
 
-_SECRET = re.compile(r"(\bmp_)[A-Za-z0-9_-]{16,}|(\bwhsec_)[A-Za-z0-9+/=]{16,}|(://[^\s:/?#@\"]*:)[^\s/@\"]+(?=@)")
+_SECRET = re.compile(r"(mp_)[A-Za-z0-9_-]{16,}|(whsec_)[A-Za-z0-9+/=]{16,}|(://[^\s:/?#@\"]*:)[^\s@\"]+(?=@)")
 _IDS: ContextVar[dict[str, str]] = ContextVar("ids", default={})  # noqa: B039 - replaced, never changed
 FIELDS = "fields"
 """`extra={FIELDS: {…}}` adds fields of one line to its JSON object."""

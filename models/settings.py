@@ -32,7 +32,9 @@ def _known(entries: tuple[str, ...]) -> tuple[str, ...]:
 class Settings(BaseSettings):
     """Durations are seconds, sizes bytes. `clock_scale` shrinks heartbeat, lease, sweep and grace, for tests."""
 
-    model_config = SettingsConfigDict(env_prefix="MODELPRESS_", frozen=True, extra="ignore", hide_input_in_errors=True)
+    model_config = SettingsConfigDict(
+        env_prefix="MODELPRESS_", env_ignore_empty=True, frozen=True, extra="ignore", hide_input_in_errors=True
+    )
 
     database_url: str = Field(default="sqlite:///var/modelpress.sqlite3", repr=False)
     broker_url: str = Field(default="redis://localhost:6379/0", repr=False)

@@ -97,10 +97,8 @@ def claim(
 
     Two workers never get the same row, and neither waits for the other, but for the jobs of a tenant with a limit."""
     for tenant, limit in turns(session, device_class, max_running):
-        if limit is not None:
-            lock_tenant(session, tenant)
-            if running_jobs(session, tenant) >= limit:
-                continue
+        if limit is not None and not _may_run_one_more(session, tenant, limit):
+            continue
         job = _change(
             session,
             and_(Job.id == oldest_job(tenant, device_class), Job.status == JobStatus.QUEUED),
@@ -114,6 +112,18 @@ def claim(
         if job is not None:
             return job
     return None
+
+
+def _may_run_one_more(session: Session, tenant: str, limit: int) -> bool:
+    """If so, nobody else counts this tenant's jobs until the transaction ends. If not, the lock goes with the
+    savepoint: two who held several, in different orders, could wait for each other."""
+    savepoint = session.begin_nested()
+    lock_tenant(session, tenant)
+    if running_jobs(session, tenant) < limit:
+        savepoint.commit()
+        return True
+    savepoint.rollback()
+    return False
 
 
 def succeed(

@@ -86,7 +86,7 @@ class Job(JobRecord):
             except _NoStream:
                 streams = False
             except ApiError as error:
-                if error.status not in (0, 502, 503, 504) or time.monotonic() - heard > self._transport.patience:
+                if error.status not in (0, 429, 502, 503, 504) or time.monotonic() - heard > self._transport.patience:
                     raise
                 time.sleep(min(error.retry_after or 0.5, max(0.0, deadline - time.monotonic())))
             if time.monotonic() >= deadline:

@@ -18,7 +18,7 @@ from tests.api.stories import PRUNE, problem_of
 
 JOB_FIELDS = {
     "id", "name", "status", "phase", "attempt", "spec", "resolved_spec", "progress", "queue_position", "error",
-    "created_at", "started_at", "finished_at", "expires_at", "metadata", "urls",
+    "created_at", "started_at", "finished_at", "expires_at", "metadata", "urls", "webhook",
 }  # fmt: skip
 
 

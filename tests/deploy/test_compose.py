@@ -258,7 +258,7 @@ def test_the_proxy_passes_a_body_on_as_it_comes(url: str) -> None:
 def test_the_proxy_refuses_huge_headers_with_a_problem(url: str) -> None:
     answer = httpx.get(f"{url}/healthz", headers={"X-Long": "a" * 100_000})
     assert (answer.status_code, answer.headers["content-type"]) == (431, "application/problem+json")
-    assert answer.json()["code"] == "bad_request"
+    assert answer.json()["code"] == "headers_too_large"
 
 
 def test_the_proxy_closes_on_a_header_that_does_not_end(url: str) -> None:

@@ -75,16 +75,18 @@ def test_keys_and_passwords_are_starred_out_wherever_they_came_from(
     log_format: logs.Format, capsys: pytest.CaptureFixture[str]
 ) -> None:
     logs.configure(log_format)
-    key, url = "mp_" + "S3cret-_" * 5, "redis://:S3cret@host:6379/0 whsec_S3cret+/S3cret+/S3cret="
+    key, url = "mp_" + "S3cret-_" * 5, "redis://:S3cret/S3cret@host:6379/0 whsec_S3cret+/S3cret+/S3cret="
     with logs.about(request_id=key):
         try:
             raise ValueError(f"postgresql://user:S3cret@host/{key}")
         except ValueError:
-            logger.exception("GET /jobs/%s %s", key, url, extra={logs.FIELDS: {"path": f"/jobs/{key}"}})
+            logger.exception(
+                "GET /jobs/%s %s Bearer%%20%s", key, url, key, extra={logs.FIELDS: {"path": f"/jobs/{key}"}}
+            )
     said = "\n".join(lines(capsys))
     assert "S3cret" not in said
     for left in (
-        "GET /jobs/mp_*** redis://:***@host:6379/0 whsec_***",
+        "GET /jobs/mp_*** redis://:***@host:6379/0 whsec_*** Bearer%20mp_***",
         "postgresql://user:***@host/mp_***",
         "ValueError",
     ):

@@ -114,3 +114,20 @@ def test_workers_that_claim_at_once_hold_no_more_than_a_tenant_may_run(database:
 
     together(*[work] * 6)
     assert len(held) == len(set(held)) == 2
+
+
+def test_tenants_that_are_full_are_passed_over_in_any_order_without_a_deadlock(postgres_url: str) -> None:
+    """Workers of two device classes find them in different orders."""
+    database = Database(postgres_url)
+    with database.transaction() as session:
+        for first, second, device in (("a", "b", "cpu"), ("b", "a", "cuda")):
+            submit(session, first, seconds=1, device=device)
+            submit(session, second, seconds=2, device=device)
+
+    def work(device: str) -> None:
+        for _ in range(30):
+            with database.transaction() as session:
+                assert claim(session, device_class=device, max_running=0) is None
+
+    together(*[lambda device=device: work(device) for device in ("cpu", "cuda") * 2])
+    database.close()

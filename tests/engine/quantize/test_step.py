@@ -51,7 +51,7 @@ def test_the_whole_range_of_weights_has_less_noise_and_is_refused_where_its_onnx
     subject = subject_of("resnet18")
     begun = run_in(tmp_path, whole, data=dataset_for(subject, tmp_path))
     if signed_products_saturate():
-        with pytest.raises(Failure) as caught:
+        with pytest.raises(Failure, match="without VNNI") as caught:
             run(subject, whole, replace(begun, spec=begun.spec.model_copy(update={"export": ["onnx"]})))
         assert caught.value.code == Code.UNSUPPORTED_HERE
     assert run(subject, whole, begun)["weight_bits"] == 8
