@@ -101,9 +101,12 @@ def killed_while_publishing(place: Place, injections: int) -> Outcome:
     store = FolderBlobs(folder)
     try:
         for _ in range(injections):
-            life = int(publisher.stdout.readline())
-            time.sleep(chance.uniform(0.0, 0.1))
-            os.kill(life, signal.SIGKILL)
+            while not (line := publisher.stdout.readline()).startswith("life"):
+                assert line, "the publisher ended"
+            for _ in range(chance.randrange(3)):
+                publisher.stdout.readline()
+            time.sleep(chance.uniform(0.0, 0.05))
+            os.kill(int(line.split()[1]), signal.SIGKILL)
     finally:
         publisher.kill()
         publisher.wait()

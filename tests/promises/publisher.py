@@ -20,7 +20,7 @@ def publish_on(folder: Path, url: str) -> None:
     blobs, database = FolderBlobs(folder, keep_free_bytes=0), Database(url)
     with database.read() as session:
         now(session)
-    print(os.getpid(), flush=True)
+    print(f"life {os.getpid()}", flush=True)
     while True:
         with blobs.writer() as writer:
             for _ in range(8):
@@ -28,6 +28,7 @@ def publish_on(folder: Path, url: str) -> None:
             blob = writer.publish()
         with database.transaction() as session:
             inspections.add_upload(session, Network, tenant="publisher", name="n", blob=blob, now=now(session))
+        print("published", flush=True)
 
 
 def main() -> None:
