@@ -140,12 +140,15 @@ def program(*, ask_about_signals: bool, network: bool = False) -> bytes:
     line(_RET, refuse)
     line(_RET, _NOTIFY)
     if network:
-        line(_JEQ, REFUSED["socket"], 0, 10)
+        line(_JEQ, REFUSED["socket"], 0, 13)
         line(_LD, _argument(0))
-        line(_JEQ, socket.AF_INET, 0, 3)
+        line(_JEQ, socket.AF_INET, 0, 6)
         line(_LD, _argument(1))
         line(_AND, 0xF)
-        line(_JEQ, socket.SOCK_STREAM, 3, 4)
+        line(_JEQ, socket.SOCK_STREAM, 0, 7)
+        line(_LD, _argument(2))
+        line(_JEQ, 0, 4, 0)
+        line(_JEQ, socket.IPPROTO_TCP, 3, 4)  # not MPTCP, SCTP or SMC, which are streams too
         line(_JEQ, socket.AF_NETLINK, 0, 3)
         line(_LD, _argument(2))
         line(_JEQ, _NETLINK_ROUTE, 0, 1)

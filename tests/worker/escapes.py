@@ -52,6 +52,12 @@ class Escapes:
     def internet_socket_of_version_six(self) -> None:
         socket.socket(socket.AF_INET6, socket.SOCK_DGRAM).close()
 
+    def multipath_tcp_socket(self) -> None:
+        socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_MPTCP).close()
+
+    def sctp_socket(self) -> None:
+        socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_SCTP).close()
+
     def netlink_socket(self) -> None:
         socket.socket(socket.AF_NETLINK, socket.SOCK_RAW).close()
 

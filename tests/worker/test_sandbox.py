@@ -35,7 +35,7 @@ NEEDS_MORE_THAN_A_USER = {
     *("mount", "change_root", "bpf", "perf_event", "io_uring", "userfaultfd", "new_user_namespace", "become_root"),
     *("clone_into_a_new_user_namespace", "make_a_device", "mark_a_file", "message_queue", "type_into_the_terminal"),
     *("keys_of_the_kernel", "read_the_shadow_file", "trace_the_worker", "read_the_memory_of_the_worker"),
-    *("raise_an_interface", "connect_a_pair_to_the_broker"),
+    *("raise_an_interface", "connect_a_pair_to_the_broker", "multipath_tcp_socket", "sctp_socket"),
     *("take_a_file_of_the_worker", "open_the_memory_of_the_worker", "list_the_home_of_root", "open_by_handle"),
 }
 """Ways that a machine without a sandbox may close as well."""

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from models.errors import Failure
 from models.events import EngineEvent, FailedEvent, InspectedEvent
 from models.messages import (
     ENGINE_REQUEST,
@@ -48,14 +49,20 @@ def main(arguments: list[str]) -> int:
             last_phase[:] = [event.phase]
         emit(event)
 
+    def say(failure: Failure) -> None:
+        emit(FailedEvent(error=failure.as_error(last_phase[0] if last_phase else None)))
+
+    def give_up(failure: Failure) -> None:
+        say(failure)
+        os._exit(1)
+
     try:
-        _serve(request, remember)
+        _serve(request, remember, give_up)
     except Stopped:
         return 128 + signal.SIGTERM
     except Exception as error:
         traceback.print_exc()
-        failure = as_failure(error)
-        emit(FailedEvent(error=failure.as_error(last_phase[0] if last_phase else None)))
+        say(as_failure(error))
         return 1
     return 0
 
@@ -79,14 +86,14 @@ def _open_pipe() -> Callable[[EngineEvent], None]:
     return emit
 
 
-def _serve(request: EngineRequest, emit: Callable[[EngineEvent], None]) -> None:
+def _serve(request: EngineRequest, emit: Callable[[EngineEvent], None], give_up: Callable[[Failure], None]) -> None:
     match request:
         case InspectNetworkRequest():
             emit(InspectedEvent(inspection=inspect_network(request.network.path, request.network.read)))
         case InspectDatasetRequest():
             emit(InspectedEvent(inspection=inspect_dataset(request.dataset.path)))
         case CompressRequest():
-            compress(request, emit)
+            compress(request, emit, give_up)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -33,13 +33,14 @@ from worker.engine.team import ALONE, Parted, Team
 
 PATIENCE = timedelta(minutes=30)
 """For others in one exchange. Between two of them the first process may judge the network, or write it down."""
-_TO_NOTICE_SECONDS = 10.0
-"""After a process has died, until those who wait for it have heard."""
-_TO_DIE_SECONDS = 2.0
+_TO_END_SECONDS = 15.0
+"""After an exchange broke off, until every member has ended or said why."""
 _TICK_SECONDS = 0.05
 PARTED_STATUS = 3
 """Of a member that only lost another."""
 
+_POOLS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+"""How many threads libraries start, read as they are loaded."""
 ON_LOOPBACK = {
     "GLOO_SOCKET_IFNAME": "lo",
     "NCCL_SOCKET_IFNAME": "lo",
@@ -78,8 +79,21 @@ class Meeting:
         return self._folder / f"ready-{rank}"
 
     def failure(self, rank: int) -> Path:
-        """Is there when that process could not go on: the code and the message of a `Failure`."""
         return self._folder / f"failure-{rank}.json"
+
+    def say_failure(self, rank: int, failure: Failure) -> None:
+        """Why that process could not go on. What is there is whole."""
+        said = {"code": failure.code, "message": failure.message, "where": failure.where}
+        part = self.failure(rank).with_suffix(".part")
+        part.write_text(json.dumps(said))
+        part.replace(self.failure(rank))
+
+    def said_failure(self, rank: int) -> Failure | None:
+        try:
+            said = json.loads(self.failure(rank).read_bytes())
+        except FileNotFoundError:
+            return None
+        return Failure(Code(said["code"]), said["message"], where=said["where"])
 
     @contextmanager
     def team(self, rank: int, size: int, threads: int) -> Iterator[Team]:
@@ -89,7 +103,10 @@ class Meeting:
         os.environ |= ON_LOOPBACK
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         store = FileStore(str(self.store), size)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
+        try:
+            dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
+        except RuntimeError as error:
+            raise Parted(str(error)) from error
         try:
             yield Team(rank, size)
         finally:
@@ -98,10 +115,19 @@ class Meeting:
 
 
 class Crew:
-    """Of one job: who may be asked to train with it."""
+    """Of one job: who may be asked to train with it.
 
-    def __init__(self, request: CompressRequest) -> None:
-        self._request = request
+    `give_up` is called, from another thread, where a member is gone and this process waits for it all the same, as NCCL
+    lets it, `notice_seconds` after that end: to say why and end the process. Without, it waits for `PATIENCE`.
+    """
+
+    def __init__(
+        self,
+        request: CompressRequest,
+        give_up: Callable[[Failure], None] | None = None,
+        notice_seconds: float = 10.0,
+    ) -> None:
+        self._request, self._give_up, self._notice_seconds = request, give_up, notice_seconds
 
     @contextmanager
     def gather(self, subject: Subject, step: FinetuneStep, run: Run) -> Iterator[Team]:
@@ -130,16 +156,19 @@ class Crew:
                     step_index=run.step_index,
                 )
                 meeting.request(rank).write_text(told.model_dump_json(by_alias=True))
-                members.append(open_until_the_end.enter_context(_Member(rank, meeting)))
+                members.append(open_until_the_end.enter_context(_Member(rank, meeting, threads)))
             _wait_for(members)
             over = threading.Event()
             open_until_the_end.callback(over.set)
-            threading.Thread(target=_watch, args=(members, over), name="watch-members", daemon=True).start()
+            if self._give_up is not None:
+                watching = (members, over, self._give_up, self._notice_seconds)
+                threading.Thread(target=_watch, args=watching, name="watch-members", daemon=True).start()
             try:
                 with meeting.team(0, size, threads) as team:
                     yield team
             except Parted as error:
-                raise _first_failure(members) or error from error
+                over.set()
+                raise _why(members, error) from error
 
     def _size(self, step: FinetuneStep, run: Run) -> int:
         asked, devices = step.speed.processes, torch.cuda.device_count() if run.device.type == "cuda" else 1
@@ -163,10 +192,11 @@ class Crew:
 class _Member:
     """A process, from outside. It ends when its input does, and at the end of the block."""
 
-    def __init__(self, rank: int, meeting: Meeting) -> None:
+    def __init__(self, rank: int, meeting: Meeting, threads: int) -> None:
         self.rank, self._meeting = rank, meeting
         command = [sys.executable, "-P", "-m", "worker.engine.member", str(meeting.request(rank))]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+        environment = os.environ | dict.fromkeys(_POOLS, str(threads))
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, env=environment)
 
     def __enter__(self) -> _Member:
         return self
@@ -178,42 +208,49 @@ class _Member:
     def is_ready(self) -> bool:
         return self._meeting.ready(self.rank).exists()
 
-    def failure(self) -> Failure | None:
-        """Why it is no more, if it is."""
+    def has_ended(self) -> bool:
+        return self.process.poll() is not None
+
+    def said(self) -> Failure | None:
+        return self._meeting.said_failure(self.rank)
+
+    def crash(self) -> Failure | None:
+        """How it ended, where that was neither its task nor the loss of another."""
         status = self.process.poll()
         if status in (None, 0, PARTED_STATUS):
             return None
-        try:
-            said = json.loads(self._meeting.failure(self.rank).read_text())
-        except (FileNotFoundError, ValueError):
-            how = f"by signal {-status}" if status < 0 else f"with status {status}"
-            return Failure(Code.ENGINE_CRASHED, f"process {self.rank} of those that train together ended {how}")
-        return Failure(Code(said["code"]), said["message"], where=said["where"])
+        how = f"by signal {-status}" if status < 0 else f"with status {status}"
+        return Failure(Code.ENGINE_CRASHED, f"process {self.rank} of those that train together ended {how}")
+
+
+def _failure(members: Sequence[_Member]) -> Failure | None:
+    """Why a member is no more, if one is: first what one said, which is the cause of how others ended."""
+    crashes = [member.crash() for member in members]  # asked first: what a member said is there before it ends
+    return next(filter(None, [*(member.said() for member in members), *crashes]), None)
 
 
 def _wait_for(members: Sequence[_Member]) -> None:
     while not all(member.is_ready() for member in members):
-        failed = next(filter(None, (member.failure() for member in members)), None)
-        if failed is not None:
+        if (failed := _failure(members)) is not None:
             raise failed
         time.sleep(_TICK_SECONDS)
 
 
-def _first_failure(members: Sequence[_Member]) -> Failure | None:
-    """Why an exchange broke off, if it was a member that did."""
-    deadline = time.monotonic() + _TO_DIE_SECONDS
-    while time.monotonic() < deadline:
-        failed = next(filter(None, (member.failure() for member in members)), None)
-        if failed is not None:
-            return failed
+def _why(members: Sequence[_Member], error: Parted) -> Failure:
+    """What an exchange broke off for."""
+    deadline = time.monotonic() + _TO_END_SECONDS
+    while time.monotonic() < deadline and not all(member.has_ended() for member in members):
+        if any(member.said() for member in members):
+            break
         time.sleep(_TICK_SECONDS)
-    return None
+    unknown = Failure(Code.ENGINE_CRASHED, f"the processes that train together lost one another: {str(error)[:300]}")
+    return _failure(members) or unknown
 
 
-def _watch(members: Sequence[_Member], over: threading.Event) -> None:
-    """Where nobody tells those who wait that a member is gone, as NCCL does not, end the engine rather than hang."""
+def _watch(
+    members: Sequence[_Member], over: threading.Event, give_up: Callable[[Failure], None], notice_seconds: float
+) -> None:
     while not over.wait(_TICK_SECONDS * 10):
-        failed = next(filter(None, (member.failure() for member in members)), None)
-        if failed is not None and not over.wait(_TO_NOTICE_SECONDS):
-            print(f"{failed.code}: {failed.message}", file=sys.stderr, flush=True)
-            os._exit(70)
+        if (failed := _failure(members)) is not None and not over.wait(notice_seconds):
+            give_up(failed)
+            return

@@ -1,12 +1,11 @@
 """`python -P -m worker.engine.member REQUEST.json`: a process that trains together with an engine, and says nothing.
 
 It ends when its standard input does, so never outlives the engine that started it. Exit status: 0 when the training has
-ended, 1 when it could not go on; why is then in a file, and in the log.
+ended, `PARTED_STATUS` when it lost the others, 1 when it could not go on; why is then in a file, and in the log.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -43,8 +42,7 @@ def main(arguments: list[str]) -> int:
     except Exception as error:
         traceback.print_exc()
         failure = as_failure(error)
-        said = {"code": failure.code, "message": failure.message, "where": failure.where}
-        meeting.failure(told.rank).write_text(json.dumps(said))
+        meeting.say_failure(told.rank, failure)
         return 1
     return 0
 
@@ -73,7 +71,9 @@ def _train(told: MemberRequest, meeting: Meeting) -> None:
 
 
 def _end_with_input() -> None:
-    sys.stdin.buffer.read()
+    # Not by way of `sys.stdin`: a thread that holds its lock aborts a process that ends by itself.
+    while os.read(0, 1):
+        pass
     os._exit(1)
 
 

@@ -91,8 +91,12 @@ _WEIGHTS = {"prune": 1.0, "sparsify": 1.0, "factorize": 1.0, "finetune": 12.0, "
 _STEPS_START, _STEPS_END = 5.0, 75.0
 
 
-def compress(request: CompressRequest, emit: Callable[[EngineEvent], None]) -> None:
-    """Run a whole job. Raises `Failure`; everything worth keeping was emitted before."""
+def compress(
+    request: CompressRequest,
+    emit: Callable[[EngineEvent], None],
+    give_up: Callable[[Failure], None] | None = None,
+) -> None:
+    """Run a whole job. Raises `Failure`; everything worth keeping was emitted before. `give_up`: see `Crew`."""
     torch.set_num_threads(request.threads)
     folder = request.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
@@ -115,7 +119,7 @@ def compress(request: CompressRequest, emit: Callable[[EngineEvent], None]) -> N
     _warn_of_a_baseline_at_chance(run, baseline)
 
     subject, done, run.state = _resume(subject, run, request, keys)
-    run.train, run.gather = finetune, Crew(request).gather
+    run.train, run.gather = finetune, Crew(request, give_up).gather
     with _stopwatch(subject, run, request) as run.latency:
         reports = _take_steps(subject, run, Checkpoints(subject, run, keys), done)
     if changes_nothing(run.spec.steps or []):

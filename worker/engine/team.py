@@ -169,9 +169,11 @@ def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
         by_type.setdefault(tensor.dtype, []).append(tensor)
     for alike in by_type.values():
         bucket: list[Tensor] = []
+        size = 0
         for tensor in alike:
-            if bucket and sum(each.nbytes for each in (*bucket, tensor)) > BUCKET_BYTES:
+            if bucket and size + tensor.nbytes > BUCKET_BYTES:
                 yield bucket
-                bucket = []
+                bucket, size = [], 0
             bucket.append(tensor)
+            size += tensor.nbytes
         yield bucket

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import queue
 import threading
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -20,6 +22,7 @@ from models.spec import FinetuneStep
 from tests.engine.subjects import lifted
 from tests.engine.train.test_options import stored
 from tests.engine.train.test_step import patterns, started
+from tests.worker.fleet import until
 from worker.engine.crew import Crew
 from worker.engine.interrupts import Interrupts
 from worker.engine.run import Run
@@ -67,6 +70,7 @@ class Place:
         self._folder, self._module, self._step, self._arrays = folder, module, step, arrays
         self._device, self._data, self.talks = device, data, True
         self.subject: Subject
+        self.request: CompressRequest
 
     def run(self, processes: int | str) -> Run:
         speed = {**self._step.get("speed", {}), "processes": processes}
@@ -75,7 +79,7 @@ class Place:
         self.subject = lifted(self._module(), (torch.randn(2, 1, 8, 8),), self._folder)
         begun = started(self.subject, self._folder, self._arrays, step, **self._data)
         begun.device = torch.device(self._device)
-        request = CompressRequest(
+        self.request = CompressRequest(
             network=NetworkFile(path=self._folder / "network.pt2"),
             dataset=InputFile(path=self._folder / "data.npz"),
             spec=begun.spec,
@@ -84,7 +88,7 @@ class Place:
             threads=2,
             talks=self.talks,
         )
-        begun.gather = Crew(request).gather
+        begun.gather = Crew(self.request).gather
         return begun
 
     def train(self, begun: Run) -> tuple[dict[str, Any], Weights]:
@@ -101,6 +105,7 @@ def assert_alike(one: dict[str, Any], two: dict[str, Any], tolerance: float) -> 
         assert first["epoch"] == 0 or first["train_loss"] == pytest.approx(second["train_loss"], rel=tolerance)
 
 
+@pytest.mark.slow
 def test_two_processes_train_what_one_does_through_batch_norm_and_go_on_to_the_same_bits(tmp_path: Path) -> None:
     step = {
         "epochs": 3,
@@ -134,23 +139,44 @@ def test_two_processes_train_what_one_does_through_batch_norm_and_go_on_to_the_s
 
 
 def test_a_last_batch_with_fewer_samples_than_processes_is_trained_on_all_the_same(tmp_path: Path) -> None:
-    step = {"epochs": 2, "optimizer": "sgd", "loss": "task", "keep": "last"}
-    place = Place(tmp_path, Normal, step, patterns(162))
+    step = {"epochs": 2, "optimizer": "sgd", "loss": "task", "keep": "last", "learning_rate": "auto"}
+    place = Place(tmp_path, Normal, step, patterns(161))
     alone, weights = place.train(place.run(1))
-    together, others = place.train(place.run(3))
-    assert together["train_samples"] % 32 == 2
+    together, others = place.train(place.run(2))
+    assert together["train_samples"] % 32 == 1
+    assert alone["range_test"]["found"]
     assert_alike(alone, together, 1e-4)
     for name, value in weights.items():
         torch.testing.assert_close(value, others[name], rtol=1e-4, atol=1e-5, msg=name)
 
 
 def test_pairs_that_lie_across_processes_teach_an_embedding_in_half_precision(tmp_path: Path) -> None:
-    step = {"epochs": 2, "loss": "task", "speed": {"precision": "bfloat16"}, "learning_rate": "auto"}
+    step = {"epochs": 2, "loss": "task", "speed": {"precision": "bfloat16"}}
     place = Place(tmp_path, Plain, step, patterns(SAMPLES), task="embedding")
     alone, _ = place.train(place.run(1))
     together, _ = place.train(place.run(2))
-    assert alone["range_test"]["found"]
     assert_alike(alone, together, 0.02)
+
+
+def test_what_a_process_failed_with_is_what_the_training_fails_with(tmp_path: Path) -> None:
+    begun = (place := Place(tmp_path, Plain, {"loss": "task"}, patterns())).run(3)
+    arrays = patterns()
+    np.savez(tmp_path / "data.npz", x=arrays["x"], y=arrays["y"] + 6)  # the first process has read better ones
+    with pytest.raises(Failure, match="labels have 10 classes") as caught:
+        place.train(begun)
+    assert caught.value.code is Code.DATASET_MISMATCH
+    assert members() == []
+
+
+def test_where_the_first_process_hears_nothing_of_the_end_of_another_it_gives_up(tmp_path: Path) -> None:
+    begun, heard = (place := Place(tmp_path, Plain, {}, patterns())).run(2), queue.SimpleQueue[Failure]()
+    assert begun.spec.steps is not None
+    (step,) = begun.spec.steps
+    assert isinstance(step, FinetuneStep)
+    with Crew(place.request, heard.put, 0.1).gather(place.subject, step, begun):
+        for member in members():
+            member.kill()
+        assert "process 1 of those that train together ended by signal 9" in heard.get(timeout=30).message
 
 
 def members() -> list[psutil.Process]:
@@ -165,14 +191,20 @@ def members() -> list[psutil.Process]:
 def test_where_a_process_dies_the_training_ends_and_says_so(tmp_path: Path, when: str) -> None:
     begun = (place := Place(tmp_path, Plain, {"epochs": 1000}, patterns())).run(2)
 
-    def kill(*_: object) -> None:
-        for member in members():
+    def kill() -> list[psutil.Process]:
+        for member in (found := members()):
             member.kill()
+        return found
 
     if when == "all train":
-        begun.emit = lambda event: kill() if isinstance(event, ProgressEvent) else None
+
+        def emit(event: object) -> None:
+            if isinstance(event, ProgressEvent):
+                kill()
+
+        begun.emit = emit
     else:
-        threading.Timer(0.5, kill).start()
+        threading.Thread(target=until, args=(kill, "a process beside this one")).start()
     with pytest.raises(Failure, match="process 1 of those that train together ended by signal 9") as caught:
         place.train(begun)
     assert (caught.value.code, caught.value.retryable) == (Code.ENGINE_CRASHED, True)
@@ -191,6 +223,7 @@ def test_processes_that_cannot_be_had_are_refused(tmp_path: Path) -> None:
         FinetuneStep.model_validate({"step": "finetune", "batch_size": 2, "speed": {"processes": 3}})
 
 
+@pytest.mark.cuda
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 def test_two_devices_train_what_one_does(tmp_path: Path) -> None:
     step = {"epochs": 2, "optimizer": "sgd"}
