@@ -81,6 +81,12 @@ def now(session: Session) -> datetime:
     return moment.astimezone(UTC)
 
 
+def lock(session: Session, name: str) -> None:
+    """Until the transaction ends, no other one that asks for the lock of this name goes on. SQLite has one writer."""
+    if session.get_bind().dialect.name == "postgresql":
+        session.execute(text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))"), {"name": name})
+
+
 def upsert(session: Session, row: Base, *, keep: tuple[str, ...] = ()) -> None:
     """Insert `row`, or overwrite the one with its primary key, but for the columns in `keep`. One statement."""
     table = cast(Table, type(row).__table__)

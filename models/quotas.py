@@ -6,10 +6,11 @@ from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import func, select, text, union
+from sqlalchemy import func, select, union
 from sqlalchemy.orm import Session
 
 from models.attempts import HELD
+from models.database import lock
 from models.errors import Code, Failure
 from models.settings import Settings
 from models.statuses import JobStatus, TransferStatus
@@ -42,8 +43,7 @@ def limits_of(settings: Settings, own: Tenant | None) -> Limits:
 
 def lock_tenant(session: Session, tenant: str) -> None:
     """Until the transaction ends, no other one that asks for the same lock counts what this tenant has."""
-    if session.get_bind().dialect.name == "postgresql":
-        session.execute(text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))"), {"name": f"quota {tenant}"})
+    lock(session, f"quota {tenant}")
 
 
 def stored_bytes(session: Session, tenant: str, now: datetime) -> int:

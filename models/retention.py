@@ -9,7 +9,7 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from sqlalchemy import delete, select, tuple_
+from sqlalchemy import delete, exists, select, tuple_
 from sqlalchemy.orm import Session
 
 from models import audit
@@ -17,7 +17,7 @@ from models.audit import Action, Actor
 from models.database import Database, now
 from models.settings import Settings
 from models.statuses import TERMINAL
-from models.tables import Audit, Checkpoint, Idempotency, Job, WebhookMessage
+from models.tables import Audit, Checkpoint, Idempotency, Job, WebhookEndpoint, WebhookMessage
 from models.webhooks import is_undelivered
 
 IDEMPOTENCY_LIFETIME = timedelta(hours=24)
@@ -32,6 +32,7 @@ class Expired(NamedTuple):
     idempotency_keys: int
     audit_rows: int
     webhook_messages: int
+    webhook_endpoints: int
 
 
 def expiry_of(finished_at: datetime | None, keep_days: float | None) -> datetime | None:
@@ -52,8 +53,9 @@ def expire(database: Database, settings: Settings) -> Expired:
     if settings.keep_audit_days is not None:
         audit_rows = _until_none(database, expire_audit, moment - timedelta(days=settings.keep_audit_days))
     idempotency_keys = _until_none(database, expire_idempotency, moment - IDEMPOTENCY_LIFETIME)
-    messages = _until_none(database, expire_webhooks, moment - timedelta(days=settings.keep_webhooks_days))
-    return Expired(jobs, checkpoints, idempotency_keys, audit_rows, messages)
+    before = moment - timedelta(days=settings.keep_webhooks_days)
+    messages, endpoints = (_until_none(database, some, before) for some in (expire_webhooks, expire_endpoints))
+    return Expired(jobs, checkpoints, idempotency_keys, audit_rows, messages, endpoints)
 
 
 def expire_jobs(session: Session, before: datetime) -> int:
@@ -92,8 +94,17 @@ def expire_webhooks(session: Session, before: datetime) -> int:
     """Delete messages that were delivered or given up before then. An endpoint that one of them disabled is tried again
     when the next job names it."""
     old = select(WebhookMessage.id).where(WebhookMessage.ended_at < before).limit(AT_ONCE)
+    old = old.with_for_update(skip_locked=True)  # a redelivery may hold one while it waits for another
     gone = delete(WebhookMessage).where(WebhookMessage.id.in_(old), WebhookMessage.ended_at < before)
     return len(session.scalars(gone.returning(WebhookMessage.id)).all())
+
+
+def expire_endpoints(session: Session, before: datetime) -> int:
+    """Forget that anything was delivered where nothing has been since then and no message goes."""
+    named = exists().where(WebhookMessage.endpoint == WebhookEndpoint.endpoint)
+    old = select(WebhookEndpoint.endpoint).where(WebhookEndpoint.delivered_at < before, ~named).limit(AT_ONCE)
+    gone = delete(WebhookEndpoint).where(WebhookEndpoint.endpoint.in_(old), WebhookEndpoint.delivered_at < before)
+    return len(session.scalars(gone.returning(WebhookEndpoint.endpoint)).all())
 
 
 def _until_none(database: Database, expire_some: _Expire, before: datetime) -> int:

@@ -315,6 +315,16 @@ class WebhookMessage(Base):
     disabled_at: Mapped[datetime | None]
 
 
+class WebhookEndpoint(Base):
+    """Where messages were delivered, known longer than they are: a deleted job takes its message along."""
+
+    __tablename__ = "webhook_endpoints"
+    __table_args__ = (Index("webhook_endpoints_by_delivery", "delivered_at"),)
+
+    endpoint: Mapped[str] = mapped_column(String(64), primary_key=True)
+    delivered_at: Mapped[datetime]
+
+
 class WebhookSecret(Base):
     """The salt of a secret that signs a tenant's webhooks; see `models.webhook_secrets`."""
 

@@ -13,13 +13,14 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any, cast, get_args
 
-from sqlalchemy import ColumnElement, and_, exists, func, or_, select, update
+from sqlalchemy import ColumnElement, and_, case, exists, func, literal, null, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
+from models.database import lock, upsert
 from models.errors import JobError
 from models.ids import new_id
 from models.statuses import MessageStatus
-from models.tables import Job, WebhookMessage, dump
+from models.tables import Job, UtcDateTime, WebhookEndpoint, WebhookMessage, dump
 from models.webhook_views import AttemptView, EndedJob, EventType, WebhookMessageBody
 
 SCHEDULE = tuple(
@@ -74,15 +75,23 @@ def announce(session: Session, job: Job) -> None:
 
 
 def claim(session: Session, *, lease_until: datetime, now: datetime) -> WebhookMessage | None:
-    """Take the message that has been due for longest, with a new token; `None`: none is due.
+    """Take a message that is due, with a new token; `None`: none is. First come tenants of whom fewest are being sent,
+    then what has been due for longest.
 
     Two senders never get the same one, and of no tenant are many sent at once."""
     due, busy = aliased(WebhookMessage, name="due"), aliased(WebhookMessage, name="busy")
-    held = select(func.count()).where(busy.tenant == due.tenant, busy.lease_expires_at > now).scalar_subquery()
+    sending = (
+        select(busy.tenant, func.count().label("messages"))
+        .where(_is_pending(busy), busy.lease_expires_at > now)
+        .group_by(busy.tenant)
+        .subquery("sending")
+    )
+    held = func.coalesce(sending.c.messages, 0)
     first = (
         select(due.id)
+        .outerjoin(sending, sending.c.tenant == due.tenant)
         .where(_is_due(due, now), held < AT_ONCE_FOR_A_TENANT)
-        .order_by(due.next_attempt_at, due.id)
+        .order_by(held, due.next_attempt_at, due.id)
         .limit(1)
         .with_for_update(skip_locked=True, of=due)
         .scalar_subquery()
@@ -104,6 +113,7 @@ def settle(
 
     An answer of 410, or a whole schedule in which its endpoint took nothing, disables the endpoint: this message is
     marked as the reason, and others that wait are not sent. `None`: somebody else holds the message by now."""
+    _lock_endpoint(session, message.endpoint)
     attempts = [*message.attempts, dump(attempt)][-ATTEMPTS_KEPT:]
     failures = message.failures + (attempt.problem is not None)
     values: dict[str, Any] = {"attempts": attempts, "failures": failures, "lease_expires_at": None}
@@ -117,33 +127,44 @@ def settle(
     else:
         delay = SCHEDULE[failures] * (1 + JITTER * jitter())
         values["next_attempt_at"] = now + max(delay, min(retry_after or timedelta(), LONGEST_WAIT))
-    held = and_(_is_pending(WebhookMessage), WebhookMessage.token == message.token)
-    settled = _change(session, and_(WebhookMessage.id == message.id, held), **values)
+    settled = _change(session, _is_held(message), **values)
+    if settled is not None and attempt.problem is None:
+        upsert(session, WebhookEndpoint(endpoint=message.endpoint, delivered_at=now))
     if settled is not None and settled.disabled_at is not None:
         waiting = and_(WebhookMessage.endpoint == message.endpoint, _is_pending(WebhookMessage), _is_free(now))
         session.execute(update(WebhookMessage).where(waiting).values(**_ended(MessageStatus.DISABLED, now)))
     return settled
 
 
+def postpone(session: Session, message: WebhookMessage, until: datetime) -> None:
+    """Give back a claimed `message` that could not be sent for no fault of its receiver's: no attempt is counted."""
+    _change(session, _is_held(message), next_attempt_at=until, lease_expires_at=None)
+
+
 def redeliver(session: Session, tenant: str, job_id: str, now: datetime) -> WebhookMessage | None:
     """Send a job's message again, now and by a new schedule, and let others to its endpoint be sent from now on.
 
+    One that is being sent comes again when its lease is over: until then it counts among those of its tenant.
     `None`: the tenant has no such message."""
     mine = and_(WebhookMessage.tenant == tenant, WebhookMessage.job_id == job_id)
+    endpoint = session.scalar(select(WebhookMessage.endpoint).where(mine))
+    if endpoint is None:
+        return None
+    _lock_endpoint(session, endpoint)
+    leased = WebhookMessage.lease_expires_at > now
     message = _change(
         session,
         mine,
         status=MessageStatus.PENDING.value,
         failures=0,
         token=WebhookMessage.token + 1,
-        next_attempt_at=now,
-        lease_expires_at=None,
+        next_attempt_at=case((leased, WebhookMessage.lease_expires_at), else_=literal(now, UtcDateTime())),
+        lease_expires_at=case((leased, WebhookMessage.lease_expires_at), else_=null()),
         ended_at=None,
         disabled_at=None,
     )
-    if message is not None:
-        others = and_(WebhookMessage.endpoint == message.endpoint, WebhookMessage.disabled_at.is_not(None))
-        session.execute(update(WebhookMessage).where(others).values(disabled_at=None))
+    others = and_(WebhookMessage.endpoint == endpoint, WebhookMessage.disabled_at.is_not(None))
+    session.execute(update(WebhookMessage).where(others).values(disabled_at=None))
     return message
 
 
@@ -186,8 +207,18 @@ def _ended(status: MessageStatus, now: datetime) -> dict[str, Any]:
 
 
 def _took_any(session: Session, endpoint: str, since: datetime) -> bool:
-    taken = and_(WebhookMessage.status == MessageStatus.DELIVERED, WebhookMessage.ended_at >= since)
-    return bool(session.scalar(select(exists().where(WebhookMessage.endpoint == endpoint, taken))))
+    taken = and_(WebhookEndpoint.endpoint == endpoint, WebhookEndpoint.delivered_at >= since)
+    return bool(session.scalar(select(exists().where(taken))))
+
+
+def _lock_endpoint(session: Session, endpoint: str) -> None:
+    """Before a message of it is changed together with others, so that no two transactions wait for each other."""
+    lock(session, f"webhook endpoint {endpoint}")
+
+
+def _is_held(message: WebhookMessage) -> ColumnElement[bool]:
+    """Whether it is still its claimer's."""
+    return and_(WebhookMessage.id == message.id, _is_pending(WebhookMessage), WebhookMessage.token == message.token)
 
 
 def _is_pending(table: type[WebhookMessage]) -> ColumnElement[bool]:

@@ -58,9 +58,9 @@ def test_everything_that_is_due_goes_in_one_round(database: Database, monkeypatc
             row = Idempotency(tenant="a", key=str(number), body_sha256="", job_id="", created_at=at(-(10**9)))
             session.add(row)
     kept = Settings(keep_jobs_days=4.0)
-    assert retention.expire(database, kept) == (0, 0, 7, 0, 0)
-    assert retention.expire(database, Settings()) == (0, 0, 0, 0, 0)
-    assert retention.expire(database, Settings(keep_jobs_days=2.0)) == (7, 0, 0, 0, 0)
+    assert retention.expire(database, kept) == (0, 0, 7, 0, 0, 0)
+    assert retention.expire(database, Settings()) == (0, 0, 0, 0, 0, 0)
+    assert retention.expire(database, Settings(keep_jobs_days=2.0)) == (7, 0, 0, 0, 0, 0)
     with database.read() as session:
         assert session.scalars(select(Job.id)).all() == job_ids[:1]
         expired = session.scalars(select(Audit.object_id).where(Audit.action == "job.expired", Audit.tenant == "a"))

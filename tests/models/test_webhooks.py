@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from datetime import datetime, timedelta
+from functools import partial
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from models import retention, transitions, webhooks
@@ -143,6 +144,23 @@ def test_an_endpoint_that_took_another_message_meanwhile_stays_in_use(session: S
     assert message(session, seconds=10**6).status == "pending"
 
 
+def test_it_stays_in_use_when_what_it_took_is_deleted(session: Session) -> None:
+    row = message(session)
+    for _ in SCHEDULE[:-1]:
+        assert row.next_attempt_at is not None
+        row = send(session, row.next_attempt_at)
+    final = row.next_attempt_at
+    assert final is not None
+    taken = message(session, seconds=(final - at(0)).total_seconds() - 60)
+    send(session, final - timedelta(seconds=60), 200)
+    assert transitions.delete_job(session, "a", taken.job_id)
+    assert retention.expire_endpoints(session, at(10**9)) == 0
+    assert send(session, final).disabled_at is None
+    assert transitions.delete_job(session, "a", row.job_id)
+    assert retention.expire_endpoints(session, final - timedelta(seconds=60)) == 0
+    assert retention.expire_endpoints(session, final) == 1
+
+
 def test_sending_again_is_a_new_schedule_under_the_same_id_and_enables_the_url(session: Session) -> None:
     first = message(session)
     assert send(session, at(0), 410).disabled_at == at(0)
@@ -157,6 +175,46 @@ def test_sending_again_is_a_new_schedule_under_the_same_id_and_enables_the_url(s
     assert once_more is not None
     assert send(session, at(20)).next_attempt_at == at(25)
     assert len(session.get_one(WebhookMessage, held_back.id).attempts) == 2
+
+
+def test_what_is_being_sent_keeps_its_place_when_it_is_asked_for_again(session: Session) -> None:
+    for _ in range(3):
+        message(session)
+    sending = [claim(session, at(0)), claim(session, at(0))]
+    for row in sending:
+        assert row is not None
+        session.expunge(row)
+        again = webhooks.redeliver(session, "a", row.job_id, at(1))
+        assert again is not None
+        assert again.next_attempt_at == again.lease_expires_at == at(LEASE)
+        assert webhooks.settle(session, row, attempt(at(1), 500), now=at(1)) is None
+    assert claim(session, at(LEASE - 1)) is None
+    assert claim(session, at(LEASE)) is not None
+
+
+def test_a_message_that_is_postponed_has_no_attempt_more(session: Session) -> None:
+    message(session)
+    claimed = claim(session, at(0))
+    assert claimed is not None
+    webhooks.postpone(session, claimed, at(30))
+    assert claim(session, at(29)) is None
+    row = claim(session, at(30))
+    assert row is not None
+    assert (row.failures, row.attempts) == (0, [])
+
+
+def test_two_that_disabled_one_url_are_sent_again_together(database: Database) -> None:
+    with database.transaction() as session:
+        job_ids = [message(session).job_id for _ in range(2)]
+
+    def again(job_id: str) -> None:
+        with database.transaction() as session:
+            assert webhooks.redeliver(session, "a", job_id, at(1)) is not None
+
+    for _ in range(10):
+        with database.transaction() as session:
+            session.execute(update(WebhookMessage).values(disabled_at=at(0)))
+        together(*[partial(again, job_id) for job_id in job_ids])
 
 
 def test_who_dies_while_sending_has_it_sent_again_and_may_write_no_more(session: Session) -> None:
@@ -191,11 +249,11 @@ def test_a_message_that_is_being_sent_is_not_taken_from_its_sender_when_another_
 
 
 def test_slow_receivers_of_one_tenant_leave_room_for_others(session: Session) -> None:
-    for _ in range(5):
-        message(session, "a")
-    message(session, "b", seconds=1)
-    taken = [claim(session, at(2)) for _ in range(4)]
-    assert [row.tenant if row else None for row in taken] == ["a", "a", "b", None]
+    for tenant in "aaaaabbbbb":
+        message(session, tenant)
+    message(session, "c", seconds=1)
+    taken = [claim(session, at(2)) for _ in range(6)]
+    assert [row.tenant if row else None for row in taken] == ["a", "b", "c", "a", "b", None]
 
 
 def test_two_senders_never_get_the_same_message(database: Database) -> None:
