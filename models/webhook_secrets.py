@@ -16,10 +16,14 @@ from datetime import datetime, timedelta
 from sqlalchemy import delete, or_, select, update
 from sqlalchemy.orm import Session
 
+from models.database import lock
 from models.ids import new_id
 from models.tables import WebhookSecret
 
 SALT_BYTES = 16
+MOST = 5
+"""Secrets of one tenant that sign at once: each makes the header of every message longer."""
+
 _PURPOSE = b"modelpress webhook signature 1"
 
 
@@ -37,12 +41,17 @@ def ensured(session: Session, tenant: str, now: datetime) -> Sequence[WebhookSec
 
 
 def rotate(session: Session, tenant: str, overlap: timedelta, now: datetime) -> WebhookSecret:
-    """Make a new secret. Earlier ones sign beside it for as long as `overlap` says, and no longer."""
+    """Make a new secret. Earlier ones sign beside it for as long as `overlap` says, and no longer; of more than five in
+    all the oldest end at once."""
+    lock(session, f"webhook secrets {tenant}")
     mine = WebhookSecret.tenant == tenant
     session.execute(delete(WebhookSecret).where(mine, WebhookSecret.expires_at <= now))
     later = or_(WebhookSecret.expires_at.is_(None), WebhookSecret.expires_at > now + overlap)
     session.execute(update(WebhookSecret).where(mine, later).values(expires_at=now + overlap))
-    return _add(session, tenant, now)
+    made = _add(session, tenant, now)
+    newest = select(WebhookSecret.id).where(mine).order_by(WebhookSecret.id.desc()).limit(MOST)
+    session.execute(delete(WebhookSecret).where(mine, WebhookSecret.id.not_in(newest)))
+    return made
 
 
 def derived(master: str, row: WebhookSecret) -> bytes:

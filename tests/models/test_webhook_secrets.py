@@ -58,6 +58,14 @@ def test_another_rotation_lets_no_old_secret_live_longer(session: Session) -> No
     assert len(current(session, "a", at(3599))) == 3
 
 
+def test_no_more_than_five_sign_at_once_and_the_newest_are_those(session: Session) -> None:
+    ensured(session, "b", at(0))
+    made = [rotate(session, "a", timedelta(hours=1), at(number)) for number in range(7)]
+    assert [row.id for row in current(session, "a", at(7))] == [row.id for row in made[:1:-1]]
+    assert len(made[2:]) == webhook_secrets.MOST == 5
+    assert len(current(session, "b", at(7))) == 1
+
+
 def test_a_signature_is_what_the_specification_and_its_library_say() -> None:
     # The example of the library's README.
     library = Webhook("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
