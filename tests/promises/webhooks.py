@@ -6,6 +6,7 @@ import random
 import threading
 import time
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler
 from uuid import uuid4
 
 from sqlalchemy import select
@@ -22,13 +23,22 @@ from tests.receivers import Answer, Receiver, answering
 from worker.webhooks import Courier
 
 _MASTER = "a deployment's master secret, 32+"
-_SETTINGS = Settings(
-    webhook_secret=_MASTER, webhook_http=True, webhook_allowed=("127.0.0.1/32",), webhook_timeout_seconds=0.2
+_PATIENT, _IMPATIENT = (
+    Settings(
+        webhook_secret=_MASTER, webhook_http=True, webhook_allowed=("127.0.0.1/32",), webhook_timeout_seconds=seconds
+    )
+    for seconds in (2.0, 0.2)
 )
+
+
+def _asleep(handler: BaseHTTPRequestHandler) -> None:
+    time.sleep(0.4)
+
+
 _AWAY: tuple[Answer, ...] = (
     answering(500),
     answering(302, Location="http://127.0.0.1/"),
-    lambda handler: time.sleep(0.4),
+    _asleep,
     lambda handler: handler.connection.close(),
 )
 
@@ -49,12 +59,15 @@ class _Sender:
 
     def __init__(self, place: Place) -> None:
         self._moment = datetime.now(UTC)
-        self._courier = Courier(place.fleet.database, _SETTINGS, threading.Event(), clock=lambda _: self._moment)
+        self._patient, self._impatient = (
+            Courier(place.fleet.database, settings, threading.Event(), clock=lambda _: self._moment)
+            for settings in (_PATIENT, _IMPATIENT)
+        )
 
-    def send(self, moment: datetime) -> None:
-        """All that is due then."""
+    def send(self, moment: datetime, receiver: Receiver) -> None:
+        """All that is due then. Who sleeps is not waited for; who answers has time to, however busy the cores are."""
         self._moment = moment
-        self._courier.deliver()
+        (self._impatient if receiver.answer is _asleep else self._patient).deliver()
 
 
 def _one(place: Place, sender: _Sender, outcome: Outcome, receiver: Receiver, back_at: int | None, dies: int) -> None:
@@ -74,8 +87,8 @@ def _one(place: Place, sender: _Sender, outcome: Outcome, receiver: Receiver, ba
             due = _claimed_by_one_that_dies(place, due)
         times.append(due)
         began = time.monotonic()
-        sender.send(due - timedelta(seconds=1))
-        sender.send(due)
+        sender.send(due - timedelta(seconds=1), receiver)
+        sender.send(due, receiver)
         outcome.seconds.append(time.monotonic() - began)
     _judge(place, outcome, receiver, _message(place, job_id), times, back_at)
 
