@@ -10,6 +10,7 @@ import ipaddress
 import re
 import socket
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -17,10 +18,13 @@ from models.settings import Settings
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Lookup = Callable[[str, int], Sequence[str]]
-"""From a host and a port to its addresses. Raises OSError."""
+"""From a host and a port to its addresses. Raises OSError, and `Busy` where it cannot look now."""
+TenantLookup = Callable[[str, str, int], Sequence[str]]
+"""The same on behalf of a tenant, who comes first."""
 
 LOOKUP_SECONDS = 5.0
-_LOOKUPS = threading.BoundedSemaphore(16)
+LOOKUPS = 16
+LOOKUPS_OF_A_TENANT = 2
 _DEFAULT_PORTS = {"https": 443, "http": 80}
 _URL = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<authority>[^/?#]*)(?P<path>[^?#]*)(?P<query>\?[^#]*)?", re.I)
 _AUTHORITY = re.compile(r"(?P<host>\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::(?P<port>[0-9]{1,5}))?", re.I)
@@ -41,6 +45,14 @@ _NOT_PUBLIC = (  # of those that Python 3.11 calls global
 
 class Refused(Exception):
     """A URL that is not called; the message says what to change."""
+
+
+class Busy(Exception):
+    """As many names are being looked up as may be at once, by this tenant or, `by_all`, by all of them together."""
+
+    def __init__(self, *, by_all: bool) -> None:
+        super().__init__("Too many names are being looked up.")
+        self.by_all = by_all
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +93,7 @@ def parse(url: str, settings: Settings) -> Target:
 
 
 def addresses_of(target: Target, settings: Settings, lookup: Lookup) -> list[str]:
-    """The addresses to connect to: all there are now, none of which is out of bounds. Raises `Refused`.
+    """The addresses to connect to: all there are now, none of which is out of bounds. Raises `Refused` and `Busy`.
 
     One answer for a name that is unknown and one that is private, so that nobody can explore a network's names."""
     try:
@@ -96,28 +108,60 @@ def addresses_of(target: Target, settings: Settings, lookup: Lookup) -> list[str
     return [str(each) for each in dict.fromkeys(found)]
 
 
-def system_lookup(host: str, port: int) -> list[str]:
-    """As this machine resolves names, within 5 seconds, which its resolver does not promise by itself."""
-    if not _LOOKUPS.acquire(timeout=LOOKUP_SECONDS):
-        raise TimeoutError
-    answers: list[list[str] | OSError] = []
+class SystemLookup:
+    """As this machine resolves names, within 5 seconds, which its resolver does not promise by itself.
 
-    def look_up() -> None:
+    A look-up counts until the resolver has given up, whoever still waits for it: a tenant whose name servers are dead
+    takes two places of sixteen, and nobody's time. Raises `Busy` at once where there is no place. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running: Counter[str] = Counter()
+
+    def __call__(self, tenant: str, host: str, port: int) -> list[str]:
+        if _is_address(host):
+            return [host]
+        self._enter(tenant)
+        answers: list[list[str] | OSError] = []
+
+        def look_up() -> None:
+            try:
+                found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+                answers.append([str(address[0]) for *_, address in found])
+            except (OSError, UnicodeError) as error:
+                answers.append(error if isinstance(error, OSError) else OSError(str(error)))
+            finally:
+                self._leave(tenant)
+
+        thread = threading.Thread(target=look_up, name=f"look up {host}", daemon=True)
         try:
-            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-            answers.append([str(address[0]) for *_, address in found])
-        except (OSError, UnicodeError) as error:
-            answers.append(error if isinstance(error, OSError) else OSError(str(error)))
-        finally:
-            _LOOKUPS.release()
+            thread.start()
+        except RuntimeError:  # this machine has no thread left
+            self._leave(tenant)
+            raise Busy(by_all=True) from None
+        thread.join(LOOKUP_SECONDS)
+        answer = answers[0] if answers else TimeoutError()
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
 
-    thread = threading.Thread(target=look_up, name=f"look up {host}", daemon=True)
-    thread.start()
-    thread.join(LOOKUP_SECONDS)
-    answer = answers[0] if answers else TimeoutError()
-    if isinstance(answer, OSError):
-        raise answer
-    return answer
+    def _enter(self, tenant: str) -> None:
+        with self._lock:
+            if self._running[tenant] >= LOOKUPS_OF_A_TENANT:
+                raise Busy(by_all=False)
+            if self._running.total() >= LOOKUPS:
+                raise Busy(by_all=True)
+            self._running[tenant] += 1
+
+    def _leave(self, tenant: str) -> None:
+        with self._lock:
+            self._running[tenant] -= 1
+            if not self._running[tenant]:
+                del self._running[tenant]
+
+
+system_lookup = SystemLookup()
+"""This process's: its places are shared by all that look up here."""
 
 
 def is_public(address: Address) -> bool:
@@ -143,6 +187,14 @@ def _host(host: str) -> str:
     if not _NAME.fullmatch(host):
         raise Refused("The host is not a name or an address that can be called.")
     return host
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _may_call(address: Address, settings: Settings) -> bool:

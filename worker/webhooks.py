@@ -6,11 +6,12 @@ import logging
 import ssl
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import version
 
 import httpx
@@ -21,13 +22,15 @@ from models.database import Database, now
 from models.settings import Settings
 from models.statuses import MessageStatus
 from models.tables import WebhookMessage
-from models.webhook_urls import Lookup, Refused, system_lookup
+from models.webhook_urls import Busy, Refused, TenantLookup, system_lookup
 from models.webhook_views import AttemptView
 from worker.post import Answer, NoAnswer, post
 
 _logger = logging.getLogger(__name__)
 _AGENT = f"modelpress/{version('modelpress')}"
 _TO_WRITE_DOWN_SECONDS = 30.0
+_POSTPONED = timedelta(seconds=30)
+"""A message whose host's name cannot be looked up now, because too many others are."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,15 @@ class _Due:
     at: datetime
 
 
+@dataclass(frozen=True)
+class _Outcome:
+    """What a sending came to. `problem`: why it is no delivery; `wait`: what `Retry-After` asked for."""
+
+    status_code: int | None = None
+    problem: str | None = None
+    wait: timedelta | None = None
+
+
 class Courier:
     """Sends what is due. `lookup` resolves names and `clock` is the database's time; tests bring their own."""
 
@@ -47,13 +59,13 @@ class Courier:
         database: Database,
         settings: Settings,
         draining: threading.Event,
-        lookup: Lookup = system_lookup,
+        lookup: TenantLookup = system_lookup,
         clock: Callable[[Session], datetime] = now,
     ) -> None:
         self._database, self._settings, self._draining = database, settings, draining
         self._lookup, self._clock = lookup, clock
         self._lease = timedelta(
-            seconds=settings.webhook_timeout_seconds + webhook_urls.LOOKUP_SECONDS * 2 + _TO_WRITE_DOWN_SECONDS
+            seconds=webhook_urls.LOOKUP_SECONDS + settings.webhook_timeout_seconds + _TO_WRITE_DOWN_SECONDS
         )
 
     def deliver(self) -> None:
@@ -81,17 +93,18 @@ class Courier:
 
     def _deliver(self, due: _Due) -> None:
         message, began = due.message, time.monotonic()
-        answer, problem = self._send(due)
-        attempt = AttemptView(
-            at=due.at,
-            status_code=answer.status_code if answer else None,
-            problem=problem,
-            seconds=round(time.monotonic() - began, 3),
-        )
+        try:
+            outcome = self._send(due)
+        except Busy:
+            with self._database.transaction() as session:
+                webhooks.postpone(session, message, self._clock(session) + _POSTPONED)
+            _logger.warning("message %s waits: too many names are being looked up", message.id)
+            return
+        problem, seconds = outcome.problem, round(time.monotonic() - began, 3)
+        attempt = AttemptView(at=due.at, status_code=outcome.status_code, problem=problem, seconds=seconds)
         with self._database.transaction() as session:
             moment = self._clock(session)
-            wait = _wait_of(answer, moment)
-            settled = webhooks.settle(session, message, attempt, now=moment, retry_after=wait)
+            settled = webhooks.settle(session, message, attempt, now=moment, retry_after=outcome.wait)
         if settled is None:
             _logger.info("message %s: somebody else sends it now", message.id)
         elif settled.status == MessageStatus.PENDING:
@@ -101,8 +114,21 @@ class Courier:
         else:
             _logger.info("message %s is delivered", message.id)
 
-    def _send(self, due: _Due) -> tuple[Answer | None, str | None]:
-        """The answer, if there was one, and why it is not a delivery, if it is none."""
+    def _send(self, due: _Due) -> _Outcome:
+        """Raises `Busy` and nothing else: who is told nothing sends the same message again, for ever."""
+        try:
+            return _outcome_of(self._post(due), due.at)
+        except (Refused, NoAnswer) as refusal:
+            return _Outcome(problem=str(refusal))
+        except Busy:
+            raise
+        except Exception as error:
+            # Where it was, and not the error's own words, which may have the URL.
+            where = "".join(traceback.format_tb(error.__traceback__))
+            _logger.error("message %s: %s while it was sent\n%s", due.message.id, type(error).__name__, where)
+            return _Outcome(problem="It could not be sent, by a mistake of the service's that its log tells.")
+
+    def _post(self, due: _Due) -> Answer:
         message, body = due.message, due.message.body.encode()
         timestamp = int(due.at.timestamp())
         headers = {
@@ -112,14 +138,14 @@ class Courier:
             "webhook-timestamp": str(timestamp),
             "webhook-signature": webhook_secrets.signature(due.keys, message.id, timestamp, body),
         }
-        try:
-            target = webhook_urls.parse(message.url, self._settings)
-            addresses = webhook_urls.addresses_of(target, self._settings, self._lookup)
-            seconds = self._settings.webhook_timeout_seconds
-            answer = post(target, addresses, body, headers, seconds=seconds, tls=self._tls)
-        except (Refused, NoAnswer) as refusal:
-            return None, str(refusal)
-        return answer, _problem_of(answer.status_code)
+        target = webhook_urls.parse(message.url, self._settings)
+        addresses = webhook_urls.addresses_of(target, self._settings, partial(self._lookup, message.tenant))
+        return post(target, addresses, body, headers, seconds=self._settings.webhook_timeout_seconds, tls=self._tls)
+
+
+def _outcome_of(answer: Answer, now: datetime) -> _Outcome:
+    wait = None if answer.retry_after is None else _wait_of(answer.retry_after, now)
+    return _Outcome(answer.status_code, _problem_of(answer.status_code), wait)
 
 
 def _problem_of(status_code: int) -> str | None:
@@ -130,14 +156,12 @@ def _problem_of(status_code: int) -> str | None:
     return f"It answered {status_code}."
 
 
-def _wait_of(answer: Answer | None, now: datetime) -> timedelta | None:
-    """What `Retry-After` asks for: seconds, or a date."""
-    if answer is None or answer.retry_after is None:
-        return None
-    if answer.retry_after.isdecimal() and len(answer.retry_after) < 10:
-        return timedelta(seconds=int(answer.retry_after))
+def _wait_of(retry_after: str, now: datetime) -> timedelta | None:
+    """What the header asks for: seconds, or a date. `None`: it is neither."""
+    if retry_after.isdecimal() and len(retry_after) < 10:
+        return timedelta(seconds=int(retry_after))
     try:
-        date = parsedate_to_datetime(answer.retry_after)
-    except ValueError:
+        date = parsedate_to_datetime(retry_after)
+        return (date if date.tzinfo else date.replace(tzinfo=UTC)) - now
+    except (ValueError, OverflowError):
         return None
-    return (date if date.tzinfo else date.replace(tzinfo=UTC)) - now

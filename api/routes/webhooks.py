@@ -42,8 +42,8 @@ def get_job_webhook(job_id: str, service: ServiceDep, caller: CallerDep) -> Webh
     responses=problems_of(Code.NOT_FOUND, Code.NOT_READY, Code.UNSUPPORTED_HERE),
 )
 def redeliver_job_webhook(job_id: str, service: ServiceDep, caller: CallerDep) -> WebhookMessageView:
-    """Send the message again, whatever became of it, under the same `webhook-id` and by a new schedule. Where it had
-    disabled its URL, that may be used again."""
+    """Send the message again, whatever became of it, under the same `webhook-id` and by a new schedule; one that is
+    being sent right now, a minute later. Where it had disabled its URL, that may be used again."""
     return messages.redeliver(service, caller, job_id)
 
 
@@ -81,7 +81,8 @@ def rotate_webhook_secret(
         int, Query(ge=0, le=168, description="How long earlier secrets sign beside it; 0 ends a stolen one at once.")
     ] = 24,
 ) -> WebhookSecretView:
-    """Make a secret, the first or a new one. Until earlier ones have expired messages carry a signature of each."""
+    """Make a secret, the first or a new one. Until earlier ones have expired messages carry a signature of each;
+    of more than five in all the oldest end at once."""
     response.headers.update(_NO_STORE)
     return messages.rotate(service, caller, timedelta(hours=overlap_hours))
 

@@ -100,7 +100,7 @@ def view_of(settings: Settings, job: Job, queue_position: int | None, webhook: J
 def dry_run(service: Service, tenant: str, document: dict[str, Any]) -> DryRun:
     with service.database.read() as session:
         checked = check(session, service.settings, tenant, document)
-    webhooks.resolve(service.settings, checked.spec)
+    webhooks.resolve(service.settings, tenant, checked.spec)
     return preview(checked)
 
 
@@ -114,7 +114,8 @@ def submit(
     """Queue a job, and nudge the workers that could take it.
 
     Raises `Failure` with `bad_request` for a key that is empty, longer than 255 or not printable ASCII, with
-    `idempotency_in_flight` or `idempotency_mismatch` for one in use, with `too_many_jobs`, and as `specs.check` does.
+    `idempotency_in_flight` or `idempotency_mismatch` for one in use, with `too_many_jobs`, and as `specs.check` and
+    `webhooks.resolve` do.
     """
     if key is None:
         return _submit(service, caller, document, None, action)
@@ -139,8 +140,9 @@ def _submit(service: Service, caller: Caller, document: dict[str, Any], key: str
         if earlier is not None:
             return earlier
         checked = check(session, service.settings, tenant, document)
+        quotas.refuse_one_more_job(session, tenant, caller.limits.queued_jobs)
         alive = device_classes(session, service.settings)
-    webhooks.resolve(service.settings, checked.spec)
+    webhooks.resolve(service.settings, tenant, checked.spec)
     try:
         with service.database.transaction() as session:
             quotas.lock_tenant(session, tenant)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from api.errors import HeaderedFailure
 from models import webhook_secrets, webhook_urls, webhooks
 from models.database import now
 from models.errors import Code, Failure, FieldProblem
@@ -14,7 +16,7 @@ from models.settings import Settings
 from models.spec import Spec
 from models.statuses import MessageStatus
 from models.tables import Job, WebhookMessage
-from models.webhook_urls import Refused, system_lookup
+from models.webhook_urls import Busy, Refused, system_lookup
 from models.webhook_views import AttemptView, JobWebhook, WebhookMessageView
 
 
@@ -48,14 +50,18 @@ def check(session: Session, settings: Settings, tenant: str, spec: Spec) -> None
         )
 
 
-def resolve(settings: Settings, spec: Spec) -> None:
-    """Whether the webhook's host leads where it may. Asks the network, so it belongs into no transaction."""
+def resolve(settings: Settings, tenant: str, spec: Spec) -> None:
+    """Whether the webhook's host leads where it may. Asks the network, so it belongs into no transaction.
+
+    Raises `Failure`, with `rate_limited` or `unavailable` where its name cannot be looked up now."""
     if spec.webhook is not None:
         try:
             target = webhook_urls.parse(spec.webhook.url, settings)
-            webhook_urls.addresses_of(target, settings, system_lookup)
+            webhook_urls.addresses_of(target, settings, partial(system_lookup, tenant))
         except Refused as refusal:
             raise _refused(str(refusal)) from None
+        except Busy as busy:
+            raise _busy(busy) from None
 
 
 def prepare(session: Session, tenant: str, spec: Spec) -> None:
@@ -102,6 +108,16 @@ def _problem(message: WebhookMessage) -> str | None:
         return "An earlier message to this URL could not be delivered, so this one was not sent."
     problem: str | None = message.attempts[-1]["problem"] if message.attempts else None
     return problem
+
+
+def _busy(busy: Busy) -> Failure:
+    if busy.by_all:
+        return Failure(Code.UNAVAILABLE, "Too many hosts of webhooks are being looked up; yours was not.")
+    return HeaderedFailure(
+        Code.RATE_LIMITED,
+        f"{webhook_urls.LOOKUPS_OF_A_TENANT} hosts of your webhooks are being looked up, as many as are allowed.",
+        headers={"Retry-After": "1"},
+    )
 
 
 def _refused(message: str) -> Failure:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import socket
 import sqlite3
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import httpx
 import pytest
 from jsonschema import Draft202012Validator
 from sqlalchemy import select
 from standardwebhooks import Webhook
 
 from api.auth import create_key
+from api.services import webhooks as services
+from models import webhook_urls
 from models.database import now
 from models.scopes import READ_ONLY
 from models.settings import Settings
 from models.tables import Audit
+from models.webhook_urls import SystemLookup
 from tests.api import stories
 from tests.api.serving import Api
 from tests.api.stories import problem_of
@@ -46,39 +51,6 @@ def deliver(api: Api, after: float = 0) -> None:
     Courier(service.database, service.settings, threading.Event(), clock=lambda session: now(session) + later).deliver()
 
 
-BAD = [
-    "http://127.0.0.1/",
-    "http://127.0.0.1:8000/",
-    "https://127.0.0.1/",
-    "https://[::1]/",
-    "https://[::ffff:127.0.0.1]/",
-    "https://169.254.169.254/latest/meta-data/",
-    "https://2130706433/",
-    "https://0x7f000001/",
-    "https://017700000001/",
-    "https://user@hooks.example/",
-    "https://user:pass@hooks.example/",
-    "https://localhost/",
-    "https://no-such-host.invalid/",
-    "file:///etc/passwd",
-    "gopher://hooks.example/",
-    "https://hooks.example:22/",
-]
-
-
-def test_bad_input_102_is_refused_at_submit_with_a_pointer(serve: Callable[..., Api]) -> None:
-    api = serve(webhook_secret=MASTER)
-    spec = stories.a_spec(api)
-    for url in BAD:
-        for params in ({}, {"dry_run": "true"}):
-            answer = api.client.post("/jobs", json=spec | {"webhook": {"url": url}}, params=params)
-            problem = problem_of(answer, 422, "invalid_spec")
-            assert [error["pointer"] for error in problem["errors"]] == ["/webhook/url"], url
-    for webhook in ({}, {"url": 1}, {"url": ""}, {"url": "https://x/" + "x" * 2048}, {"url": "https://x", "to": 1}):
-        problem_of(api.client.post("/jobs", json=spec | {"webhook": webhook}), 422, "invalid_spec")
-    assert api.client.get("/jobs").json()["data"] == []
-
-
 def test_without_a_master_secret_webhooks_are_refused_with_the_name_of_the_setting(api: Api) -> None:
     answer = api.client.post("/jobs", json=stories.a_spec(api, webhook={"url": "https://hooks.example/"}))
     problem = problem_of(answer, 422, "unsupported_here")
@@ -87,6 +59,44 @@ def test_without_a_master_secret_webhooks_are_refused_with_the_name_of_the_setti
     assert api.client.get("/capabilities").json()["webhooks"] is None
     problem_of(api.client.get("/webhooks/secrets"), 422, "unsupported_here")
     problem_of(api.client.post("/webhooks/secrets"), 422, "unsupported_here")
+
+
+def test_dead_name_servers_of_one_tenant_cost_no_other_one_a_submit(
+    serve: Callable[..., Api], two_keys: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive, asked, really = threading.Event(), list[str](), socket.getaddrinfo
+
+    def look_up(host: str, *rest: Any, **more: Any) -> Any:
+        asked.append(host)
+        if host == "dead.example":
+            alive.wait(60)
+        return really("93.184.215.14" if host.endswith(".example") else host, *rest, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    monkeypatch.setattr(webhook_urls, "LOOKUP_SECONDS", 0.1)
+    monkeypatch.setattr(services, "system_lookup", SystemLookup())
+    api = serve(open_access=False, max_queued_jobs=1, webhook_secret=MASTER)
+    with api.with_key(two_keys[0]) as mine, api.with_key(two_keys[1]) as other:
+        spec, others = stories.a_spec(api, mine), stories.a_spec(api, other)
+
+        def submitted(client: httpx.Client, spec: dict[str, Any], host: str, query: str = "") -> httpx.Response:
+            return client.post(f"/jobs{query}", json=spec | {"webhook": {"url": f"https://{host}.example/"}})
+
+        for _ in range(webhook_urls.LOOKUPS_OF_A_TENANT):
+            problem_of(submitted(mine, spec, "dead", "?dry_run=true"), 422, "invalid_spec")
+        for host in ("dead", "alive"):
+            refused = submitted(mine, spec, host)
+            problem_of(refused, 429, "rate_limited")
+            assert refused.headers["retry-after"] == "1"
+        assert submitted(other, others, "alive").status_code == 202
+        problem_of(submitted(other, others, "never-asked"), 429, "too_many_jobs")
+        assert "never-asked.example" not in asked
+
+        monkeypatch.setattr(webhook_urls, "LOOKUPS", webhook_urls.LOOKUPS_OF_A_TENANT)
+        refused = submitted(other, others, "alive", "?dry_run=true")
+        problem_of(refused, 503, "unavailable")
+        assert refused.headers["retry-after"] == "5"
+        alive.set()
 
 
 def test_from_the_end_of_a_job_to_a_verified_message(hooked: Api) -> None:

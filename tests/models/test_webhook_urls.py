@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+import threading
 import time
+from functools import partial
 
 import pytest
 from pydantic import ValidationError
 
 from models import webhook_urls
 from models.settings import Settings
-from models.webhook_urls import Refused, Target, addresses_of, is_public, parse, system_lookup
+from models.webhook_urls import Busy, Refused, SystemLookup, Target, addresses_of, is_public, parse, system_lookup
 
 HTTPS_ALONE = Settings()
 HTTP_TOO = Settings(webhook_http=True)
@@ -150,10 +152,10 @@ def test_they_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_names_are_looked_up_by_this_machine_and_not_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "127.0.0.1" in system_lookup("127.0.0.1", 80)
+    assert "127.0.0.1" in system_lookup("a", "localhost", 80)
     for nonsense in ("no-such-name.invalid", "a" * 64, "x." * 200):
         with pytest.raises(OSError):  # noqa: PT011
-            system_lookup(nonsense, 80)
+            system_lookup("a", nonsense, 80)
 
     def slow(*_: object, **__: object) -> list[object]:
         time.sleep(0.3)
@@ -162,4 +164,38 @@ def test_names_are_looked_up_by_this_machine_and_not_for_long(monkeypatch: pytes
     monkeypatch.setattr(webhook_urls, "LOOKUP_SECONDS", 0.05)
     monkeypatch.setattr(socket, "getaddrinfo", slow)
     with pytest.raises(TimeoutError):
-        system_lookup("slow.example", 80)
+        system_lookup("a", "slow.example", 80)
+
+
+def test_dead_name_servers_of_one_tenant_keep_nobody_else_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    alive = threading.Event()
+
+    def dead(host: str, *_: object, **__: object) -> list[object]:
+        alive.wait(10)
+        return []
+
+    monkeypatch.setattr(webhook_urls, "LOOKUP_SECONDS", 0.02)
+    monkeypatch.setattr(socket, "getaddrinfo", dead)
+    lookup = SystemLookup()
+
+    def busy_after(tenant: str) -> tuple[int, bool]:
+        """How many of the tenant's wait for an answer, and whether it is all tenants' number that lets no more."""
+        for count in range(20):
+            try:
+                lookup(tenant, "dead.example", 443)
+            except TimeoutError:
+                pass
+            except Busy as busy:
+                return count, busy.by_all
+        raise AssertionError(tenant)
+
+    assert [busy_after(tenant) for tenant in "abcdefgh"] == [(2, False)] * 8
+    assert busy_after("i") == (0, True)
+    assert lookup("a", "93.184.215.14", 443) == ["93.184.215.14"]
+    with pytest.raises(Busy):
+        addresses_of(parse("https://hooks.example", HTTPS_ALONE), HTTPS_ALONE, partial(lookup, "i"))
+    alive.set()
+    deadline = time.monotonic() + 5
+    while lookup._running and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert lookup("i", "hooks.example", 443) == []

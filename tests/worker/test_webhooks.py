@@ -22,7 +22,7 @@ from models.database import Database, now
 from models.settings import Settings
 from models.spec import Webhook as Asked
 from models.tables import WebhookMessage
-from models.webhook_urls import Lookup, system_lookup
+from models.webhook_urls import Busy, TenantLookup, system_lookup
 from tests.models import rows
 from tests.receivers import Answer, Receiver, answering
 from tests.worker.fleet import Fleet, until
@@ -48,7 +48,7 @@ def written(database: Database, url: str, tenant: str = "a") -> str:
 
 
 def deliver(
-    database: Database, lookup: Lookup = system_lookup, settings: Settings = LOOPBACK, after: float = 0
+    database: Database, lookup: TenantLookup = system_lookup, settings: Settings = LOOPBACK, after: float = 0
 ) -> None:
     """Send all that is due `after` seconds from now."""
 
@@ -118,7 +118,7 @@ def test_the_same_message_comes_again_under_the_same_id_until_it_is_taken(local:
     with Receiver(500) as receiver:
         message_id = written(local, receiver.url)
         deliver(local)
-        deliver(local, after=4)
+        deliver(local)  # the next attempt is five seconds away
         assert len(receiver.received) == 1
         deliver(local, after=6)
         receiver.answer = answering(200)
@@ -147,7 +147,19 @@ def test_what_is_no_2xx_is_no_delivery(local: Database, answer: Answer, status: 
     assert words in problem(local, message_id)
 
 
-@pytest.mark.parametrize(("header", "seconds"), [("120", 120), ("", 5), ("soon", 5), ("-3", 5), ("9" * 30, 5)])
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        ("120", 120),
+        ("", 5),
+        ("soon", 5),
+        ("-3", 5),
+        ("9" * 30, 5),
+        ("Wed, 01 Jan 2020 00:00:00 GMT", 5),
+        ("Mon, 01 Jan 99999999999999999999 00:00:00 GMT", 5),
+        ("Mon, 01 Jan 9999 00:00:00 GMT", 86400),
+    ],
+)
 def test_retry_after_is_heeded(local: Database, header: str, seconds: int) -> None:
     with Receiver(answering(429, Retry_After=header)) as receiver:
         message_id = written(local, receiver.url)
@@ -156,6 +168,41 @@ def test_retry_after_is_heeded(local: Database, header: str, seconds: int) -> No
     assert sent.next_attempt_at is not None
     waited = (sent.next_attempt_at - datetime.fromisoformat(sent.attempts[0]["at"])).total_seconds()
     assert seconds <= waited < seconds * 1.1 + 2
+
+
+def test_a_mistake_of_ours_is_an_attempt_that_failed_and_no_message_that_is_sent_for_ever(
+    local: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = "http://hooks.example/hook?token=s3cret"
+
+    def lookup(*_: object) -> list[str]:
+        raise KeyError(url)
+
+    message_id = written(local, url)
+    deliver(local, lookup)
+    sent = row(local, message_id)
+    assert (sent.status, sent.failures, sent.lease_expires_at) == ("pending", 1, None)
+    assert "a mistake of the service's" in problem(local, message_id)
+    assert "KeyError while it was sent" in caplog.text
+    assert "s3cret" not in caplog.text
+
+
+@pytest.mark.parametrize("by_all", [True, False])
+def test_a_message_waits_for_a_look_up_and_its_receiver_is_not_blamed(local: Database, by_all: bool) -> None:
+    asked: list[str] = []
+
+    def busy(tenant: str, *_: object) -> list[str]:
+        asked.append(tenant)
+        raise Busy(by_all=by_all)
+
+    with Receiver() as receiver:
+        message_id = written(local, receiver.url.replace("127.0.0.1", "hooks.example"), "b")
+        deliver(local, busy)
+        sent = row(local, message_id)
+        assert (sent.status, sent.failures, sent.attempts) == ("pending", 0, [])
+        assert (asked, receiver.received) == (["b"], [])
+        deliver(local, lambda *_: ["127.0.0.1"], after=31)
+    assert row(local, message_id).status == "delivered"
 
 
 def never(handler: BaseHTTPRequestHandler) -> None:
@@ -190,22 +237,24 @@ def nothing(handler: BaseHTTPRequestHandler) -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "words"),
+    ("answer", "seconds", "words"),
     [
-        (never, "No answer within 0.4 seconds."),
-        (byte_by_byte, "No answer within 0.4 seconds."),
-        (continuing_for_ever, "No answer within 0.4 seconds."),
-        (endless_headers, "The connection ended before an answer, or what came was no HTTP."),
-        (no_http, "The connection ended before an answer, or what came was no HTTP."),
-        (nothing, "The connection ended before an answer, or what came was no HTTP."),
+        (never, 0.4, "No answer within 0.4 seconds."),
+        (byte_by_byte, 0.4, "No answer within 0.4 seconds."),
+        (continuing_for_ever, 0.4, "No answer within 0.4 seconds."),
+        (endless_headers, 5.0, "The connection ended before an answer, or what came was no HTTP."),
+        (no_http, 5.0, "The connection ended before an answer, or what came was no HTTP."),
+        (nothing, 5.0, "The connection ended before an answer, or what came was no HTTP."),
     ],
 )
-def test_a_receiver_can_neither_keep_nor_flood_the_sender(local: Database, answer: Answer, words: str) -> None:
+def test_a_receiver_can_neither_keep_nor_flood_the_sender(
+    local: Database, answer: Answer, seconds: float, words: str
+) -> None:
     with Receiver(answer) as receiver:
         message_id = written(local, receiver.url)
         began = time.monotonic()
-        deliver(local, settings=LOOPBACK.model_copy(update={"webhook_timeout_seconds": 0.4}))
-        assert time.monotonic() - began < 2.5
+        deliver(local, settings=LOOPBACK.model_copy(update={"webhook_timeout_seconds": seconds}))
+        assert time.monotonic() - began < seconds + 2
     assert problem(local, message_id) == words
     assert row(local, message_id).status == "pending"
 
@@ -250,12 +299,13 @@ def test_what_must_not_be_called_is_not_even_when_it_came_into_a_row(local: Data
         deliver(local, settings=LOOPBACK.model_copy(update={"webhook_allowed": ()}))
         assert receiver.received == []
     assert row(local, message_id).failures == 1
+    assert "does not lead to public addresses alone" in problem(local, message_id)
 
 
 def test_a_name_is_looked_up_once_and_its_addresses_are_tried_in_turn(local: Database) -> None:
     asked: list[tuple[str, int]] = []
 
-    def lookup(host: str, port: int) -> list[str]:
+    def lookup(_: str, host: str, port: int) -> list[str]:
         asked.append((host, port))
         return ["127.0.0.9", "127.0.0.1"]  # nobody listens at the first
 
