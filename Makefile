@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test lint image-test bench promises canaries requests conformance real-files clean
+.PHONY: help demo serve test lint image-test bench promises soak canaries requests conformance real-files clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort | column -t -s "$$(printf '\t')"
@@ -48,6 +48,9 @@ bench: $(VENV)/.dev ## print what the service costs, and its pruning beside Torc
 
 promises: $(VENV)/.dev ## bring about every fault it promises to survive, and print the table (an hour; SHARE=0.1 for a tenth)
 	$(BIN)/python -m tests.promises --share $(or $(SHARE),1)
+
+soak: $(VENV)/.dev ## twenty minutes of random faults over small jobs; MINUTES=2 for less
+	$(BIN)/python -m tests.promises.soak --minutes $(or $(MINUTES),20)
 
 canaries: $(VENV)/.dev ## upload every crafted file to the whole service; the tests send a fifth of them
 	MODELPRESS_SWEEPS=full $(BIN)/python -m pytest tests/e2e/test_canaries.py

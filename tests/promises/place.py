@@ -159,10 +159,10 @@ class Place:
         """When engines of this job said that they die."""
         return [float(line.split()[1]) for line in self.fleet.log(job_id).splitlines() if line.startswith("dies ")]
 
-    def account(
-        self, outcome: Outcome, jobs: list[str], end: JobStatus = JobStatus.SUCCEEDED, patience: float = 60
-    ) -> None:
-        """Every one of `jobs` came to `end`, once, and no attempt wrote after the next had begun."""
+    def account(self, outcome: Outcome, jobs: list[str], *ends: JobStatus, patience: float = 60) -> None:
+        """Every one of `jobs` came to one of `ends` (succeeded by default), once, and no attempt wrote after the next
+        had begun."""
+        wanted = ends or (JobStatus.SUCCEEDED,)
 
         def waiting() -> int:
             with self.fleet.database.read() as session:
@@ -177,17 +177,17 @@ class Place:
             events = session.execute(
                 select(Event.job_id, Event.attempt, Event.data).where(Event.job_id.in_(jobs)).order_by(Event.id)
             ).all()
-        outcome.lost += sum(found.get(job_id) != end for job_id in jobs)
-        ends = dict.fromkeys(jobs, 0)
+        outcome.lost += sum(found.get(job_id) not in wanted for job_id in jobs)
+        ended = dict.fromkeys(jobs, 0)
         newest = dict.fromkeys(jobs, 0)
         stale: set[str] = set()
         for job_id, attempt, data in events:
             if data["type"] == "status" and data["status"] in TERMINAL:
-                ends[job_id] += 1
+                ended[job_id] += 1
             if attempt < newest[job_id]:
                 stale.add(job_id)
             newest[job_id] = max(newest[job_id], attempt)
-        outcome.duplicated += sum(count > 1 or job_id in stale for job_id, count in ends.items())
+        outcome.duplicated += sum(count > 1 or job_id in stale for job_id, count in ended.items())
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import os
 
 import pytest
 
+from tests.promises.soak import soak
 from tests.promises.table import ROWS, Row
 
 
@@ -16,3 +17,10 @@ def test_the_promise_holds(row: Row) -> None:
         pytest.skip("only root may mount a small disk")
     outcome = row.measure(row.short)
     assert outcome.holds, outcome
+
+
+@pytest.mark.slow
+def test_random_faults_lose_no_job_and_do_none_twice() -> None:
+    ran = soak(20, seed=1)
+    assert ran.outcome.holds, ran.outcome
+    assert ran.seen
