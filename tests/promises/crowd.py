@@ -47,7 +47,8 @@ def fill(place: Place) -> None:
             at = moment - timedelta(seconds=QUEUED - number)
             tenant = "t" if number % TENANTS == 0 else f"t{number % TENANTS}"
             rows.append(common | {"id": new_id("job"), "tenant": tenant, "created_at": at, "changed_at": at})
-        session.execute(insert(Job), rows)
+        for first in range(0, QUEUED, 500):  # a database drops who is silent in a transaction for long
+            session.execute(insert(Job), rows[first : first + 500])
 
 
 def _each(count: int, do: Callable[[], object]) -> list[float]:
