@@ -97,10 +97,10 @@ class Settings(BaseSettings):
         default=False, description="Let workers start where the kernel cannot confine what opens uploads."
     )
 
-    allow_loopback_sockets: bool = Field(
+    allow_shared_network: bool = Field(
         default=False,
-        description="Where engines cannot have a network of their own, let those that train in several processes use "
-        "TCP in the worker's: whatever it can reach, they can.",
+        description="Where engines cannot have a network of their own, give those that train in several processes the "
+        "worker's: whatever it can reach over TCP, broker and database included, they can.",
     )
 
     max_model_bytes: int = 8 * GiB

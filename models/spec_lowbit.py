@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -51,6 +51,7 @@ class LowBitStep(Training):
     """What schemes for weights of few bits have in common. Activations stay as they are, and so do biases, norms and
     recurrent layers."""
 
+    together: ClassVar[bool] = False
     step: Literal["quantize"]
     scheme: LowBitScheme
     epochs: Annotated[int, Field(ge=0, le=1000)] = Field(

@@ -30,7 +30,8 @@ class Speed(Strict):
     processes: Annotated[int, Field(ge=1, le=64)] | Literal["auto"] = Field(
         default=1,
         description="Divide each batch among so many processes, on CUDA one for each device. What is trained is the "
-        "same up to rounding, also where BatchNorm learns. `auto`: every device of the worker, on a CPU one process.",
+        "same up to rounding, also where BatchNorm learns. More than the worker has devices, or CPUs, are "
+        "`unsupported_here`. `auto`: every device of the worker, on a CPU one process.",
     )
 
 

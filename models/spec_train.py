@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
@@ -49,7 +49,9 @@ class Distill(Strict):
 
 
 class Training(Strict):
-    """How to train: what every step that does has in common."""
+    """How to train: what every step that does has in common. `together`: several processes can."""
+
+    together: ClassVar[bool] = True
 
     optimizer: Optimizer = Field(default=AdamW(), description='`"adamw"`, `"sgd"`, or one with its settings.')
     learning_rate: LearningRate = Field(
@@ -144,10 +146,10 @@ def trainings(steps: Sequence[Any]) -> list[tuple[str, Training]]:
     return found
 
 
-def trains_together(steps: Sequence[Any], devices: int) -> bool:
-    """Whether some training runs in several processes on a worker with so many devices."""
-    asked = [training.speed.processes for _, training in trainings(steps)]
-    return any(devices > 1 if count == "auto" else count > 1 for count in asked)
+def team_size(steps: Sequence[Any], devices: int) -> int:
+    """In how many processes some training of `steps` runs, at most, on a worker with so many devices."""
+    asked = [training.speed.processes for _, training in trainings(steps) if training.together]
+    return max((devices if count == "auto" else count for count in asked), default=1)
 
 
 def teacher_ids(steps: Sequence[Any]) -> dict[str, str]:

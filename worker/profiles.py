@@ -41,6 +41,7 @@ class Profile:
     `devices` are patterns of device files, to be read, written and controlled; `programs` are names of what may be
     started beside the interpreter, looked up in `PROGRAM_FOLDERS`. `processes` counts the engine itself, and those at
     the same time; threads have a limit of their own, that of the run. `network`: TCP over a loopback of its own.
+    `team`: so many of the processes train together.
     """
 
     name: str
@@ -50,6 +51,11 @@ class Profile:
     programs: tuple[str, ...]
     processes: int
     network: bool = False
+    team: int = 1
+
+    def for_team(self, size: int) -> Profile:
+        """The same for an engine that trains with `size - 1` processes beside it."""
+        return replace(self, processes=self.processes + size - self.team, team=size)
 
 
 PROGRAM_FOLDERS = ("/usr/local/cuda/bin", "/usr/local/bin", "/usr/bin", "/bin")
@@ -95,14 +101,11 @@ DDP = replace(
     BASE,
     name="ddp",
     readable=(*BASE.readable, "/sys/bus/pci/devices", "/sys/bus/pci/devices/*/class"),
-    processes=72,
     network=True,
 )
 """A job that trains in several processes, which talk over TCP inside a network with nothing in it but loopback."""
 
-DDP_CUDA = replace(
-    CUDA, name="ddp_cuda", readable=(*CUDA.readable, *DDP.readable), processes=DDP.processes, network=True
-)
+DDP_CUDA = replace(CUDA, name="ddp_cuda", readable=(*CUDA.readable, *DDP.readable), network=True)
 """The same on several NVIDIA devices."""
 
 PROFILES = {profile.name: profile for profile in (BASE, LOADER, COMPILE, CUDA, DDP, DDP_CUDA)}

@@ -10,9 +10,11 @@ from __future__ import annotations
 import functools
 import glob
 import json
+import logging
 import os
 import platform
 import secrets
+import signal
 import stat
 import subprocess
 import sys
@@ -27,11 +29,14 @@ from worker import guard, household, landlock, seccomp
 from worker.confine import Plan
 from worker.profiles import DDP, LOADER, PROGRAM_FOLDERS, Profile
 
+_logger = logging.getLogger(__name__)
+
 KILL_ALL, MEMORY_ENDED, DISK_ENDED = household.KILL_ALL, household.MEMORY_ENDED, household.DISK_ENDED
 
 ADDRESS_SPACE_BYTES = 16 << 30
 """What an engine may reserve beyond its memory: libraries, arenas and stacks, most of it never touched."""
 
+_TRIAL_SECONDS = 30.0
 _FIRST_UID, _UIDS = 1 << 30, 1 << 29
 _CAPABILITIES_TO_CHANGE_USER = (0, 1, 5, 6, 7)
 """CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_KILL, CAP_SETGID, CAP_SETUID."""
@@ -97,11 +102,13 @@ def start(command: Sequence[str], environment: Mapping[str, str], sandbox: Sandb
     )
 
 
-def level() -> str:
-    """What is enforced on this machine, as workers report it."""
+def level(*, shares_network: bool = False) -> str:
+    """What is enforced on this machine, as workers report it. `shares_network`: where engines cannot have a network of
+    their own, those that train in several processes are given the machine's."""
     abi = landlock.abi()
     parts = [f"landlock abi {abi}" if abi else "no landlock", "seccomp" if seccomp.is_available() else "no seccomp"]
-    return " + ".join([*parts, "limits", "no capabilities", *(["own networks"] if has_networks() else [])])
+    network = ["own networks"] if has_networks() else ["shared network"] if shares_network else []
+    return " + ".join([*parts, "limits", "no capabilities", *network])
 
 
 def check() -> None:
@@ -123,17 +130,32 @@ def check() -> None:
         )
 
 
-@functools.cache
 def has_networks() -> bool:
-    """Whether engines can have a network of their own here."""
-    return _trial(DDP) is None
+    """Whether engines can have a network of their own here. Once they could, they can; else it is tried again."""
+    try:
+        _try_network()
+    except CannotConfine as problem:
+        _logger.info("engines cannot have a network of their own: %s", problem)
+        return False
+    return True
+
+
+@functools.cache
+def _try_network() -> None:
+    if (problem := _trial(DDP)) is not None:
+        raise CannotConfine(problem)
 
 
 def _trial(profile: Profile = LOADER) -> str | None:
     with tempfile.TemporaryDirectory() as folder:
         sandbox = Sandbox(profile, Path(folder), (Path(folder),), Limits(cpu_seconds=10))
         process = start([sys.executable, "-I", "-S", "-c", "print('confined')"], {}, sandbox)
-        output, errors = process.communicate()
+        try:
+            output, errors = process.communicate(timeout=_TRIAL_SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            return f"a trial had not ended after {_TRIAL_SECONDS:g} seconds"
     if process.returncode == 0 and output == b"confined\n":
         return None
     return errors.decode(errors="replace").strip() or f"a trial ended with {process.returncode}"

@@ -119,7 +119,7 @@ class WorkerService:
             slots=slots_for(self.kind),
             memory_bytes=memory_bytes() if self.settings.device_class == "cpu" else None,
             versions={**versions, "python": platform.python_version(), "host": socket.gethostname()},
-            sandbox=sandbox.level(),
+            sandbox=sandbox.level(shares_network=self.settings.allow_shared_network),
             started_at=moment,
             heartbeat_at=moment,
         )

@@ -90,6 +90,11 @@ def _why_not_here(settings: Settings, kind: Kind, *, allow_weak: bool) -> str | 
         if not (allow_weak and problem.is_partial):
             return str(problem)
         _logger.warning("Engines are confined by no more than: %s. Trust every upload.", sandbox.level())
+    if kind == "device" and settings.allow_shared_network and not sandbox.has_networks():
+        _logger.warning(
+            "MODELPRESS_ALLOW_SHARED_NETWORK is set: jobs that train in several processes reach over TCP whatever this "
+            "worker does. Trust every upload."
+        )
     if kind == "device" and settings.device_class == "cuda" and not Path("/dev/nvidiactl").exists():
         return "MODELPRESS_DEVICE_CLASS is cuda, but this machine shows no NVIDIA device."
     return None

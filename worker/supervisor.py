@@ -11,7 +11,7 @@ from models.database import Database
 from models.events import EngineEvent
 from models.settings import Settings
 from models.spec import Spec
-from models.spec_train import trains_together
+from models.spec_train import team_size
 from worker.child import Child
 from worker.machine import memory_bytes
 from worker.profiles import BASE, CUDA, DDP, DDP_CUDA, Profile
@@ -22,10 +22,8 @@ from worker.workplace import RunFolder, Workplace
 MEMORY_SHARE = 0.75
 """Of the machine, for all engines of one worker, where no setting says otherwise."""
 _TASKS, _TASKS_PER_THREAD = 192, 8
-"""Processes and threads of one engine: libraries keep several pools, each of as many threads as it was told."""
-
-_TEAMS = 4
-"""So many times as much for an engine that trains in several processes."""
+"""Processes and threads of one engine, as often as there are processes that train together: libraries keep several
+pools, each of as many threads as it was told."""
 
 ENGINE = (sys.executable, "-P", "-m", "worker.engine")
 
@@ -54,8 +52,9 @@ class Supervisor:
         """What an engine may reach that runs this job. One that cannot talk to itself says so, should it have to."""
         on_cuda = self.settings.device_class == "cuda"
         devices = len((self.settings.gpus or "0").split(",")) if on_cuda else 1
-        if trains_together(spec.steps or (), devices) and (has_networks() or self.settings.allow_loopback_sockets):
-            return DDP_CUDA if on_cuda else DDP
+        size = team_size(spec.steps or (), devices)
+        if size > 1 and (has_networks() or self.settings.allow_shared_network):
+            return (DDP_CUDA if on_cuda else DDP).for_team(size)
         return CUDA if on_cuda else BASE
 
     def watch(
@@ -79,7 +78,7 @@ class Supervisor:
             cpu_seconds=int(run_seconds * settings.engine_threads) + 60,
             memory_bytes=settings.engine_memory_bytes or int(memory_bytes() * MEMORY_SHARE / self.at_once),
             disk_bytes=settings.engine_disk_bytes,
-            tasks=(_TASKS + _TASKS_PER_THREAD * settings.engine_threads) * (_TEAMS if profile.network else 1),
+            tasks=(_TASKS + _TASKS_PER_THREAD * settings.engine_threads) * profile.team,
         )
         shares = profile.network and not has_networks()
         sandbox = Sandbox(profile, folder.root, (folder.job, folder.scratch), limits, shares_network=shares)

@@ -1,4 +1,4 @@
-"""`python -m tests.worker.old_kernel landlock|seccomp MODULE …`: run a module where the kernel lacks one of these.
+"""`python -m tests.worker.old_kernel WITHOUT MODULE …`: run a module where the kernel lacks one of `MISSING`.
 
 A filter answers the missing system calls as a kernel without them does, which no program can tell apart.
 """
@@ -11,7 +11,7 @@ import os
 import struct
 import sys
 
-MISSING = {"landlock": (444, 445, 446), "seccomp": (317,)}
+MISSING = {"landlock": (444, 445, 446), "seccomp": (317,), "networks": (272,)}
 
 
 def forget(numbers: tuple[int, ...]) -> None:

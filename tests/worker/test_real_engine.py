@@ -25,6 +25,7 @@ from tests.services import Valkey
 from tests.worker.fleet import Fleet, until
 from worker.engine.data.inspect import inspect_dataset
 from worker.engine.inspect import inspect_network
+from worker.sandbox import has_networks
 
 PATIENCE = 120.0
 STEPS = [
@@ -86,20 +87,13 @@ def test_a_job_whose_engine_and_whose_worker_are_killed_is_delivered_all_the_sam
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not has_networks(), reason="engines can have no network of their own here")
 def test_a_job_trains_in_two_confined_processes_that_stop_go_on_and_end_as_one(
     tmp_path: Path, sqlite_url: str, valkey: Valkey
 ) -> None:
-    example = (torch.randn(2, 1, 8, 8),)
-    np.savez(tmp_path / "data.npz", **patterns())  # type: ignore[arg-type]
     with Fleet(tmp_path, sqlite_url, valkey, MODELPRESS_CLOCK_SCALE="1") as fleet:
         worker = fleet.start("device", program="worker")
-        network_id = fleet.upload(Network, export_pt2(Normal(), example, tmp_path / "network.pt2").read_bytes())
-        dataset_id = fleet.upload(Dataset, (tmp_path / "data.npz").read_bytes())
-        step = {"step": "finetune", "epochs": 1000, "speed": {"processes": 2}}
-        spec = Spec.model_validate({"model": network_id, "dataset": dataset_id, "steps": [step]})
-        inspected = inspect_network(tmp_path / "network.pt2"), inspect_dataset(tmp_path / "data.npz")
-        job_id = fleet.submit_spec(resolve(spec, *inspected))
-
+        job_id = _trained_in_two_processes(fleet, tmp_path)
         until(lambda: any(event.get("epoch") for event in fleet.events(job_id)), "an epoch", PATIENCE)
         assert len([each for each in fleet.engines() if "worker.engine.member" in each.cmdline()]) == 1
         worker.terminate()
@@ -114,3 +108,25 @@ def test_a_job_trains_in_two_confined_processes_that_stop_go_on_and_end_as_one(
         fleet.cancel(job_id)
         until(lambda: fleet.job(job_id).status == "cancelled", "the end", PATIENCE)
         until(lambda: not fleet.engines() and not fleet.runs_on_disk(), "nothing to be left", PATIENCE)
+
+
+def test_a_worker_whose_engines_have_no_network_says_that_a_job_in_two_processes_cannot_run_there(
+    tmp_path: Path, sqlite_url: str, valkey: Valkey
+) -> None:
+    with Fleet(tmp_path, sqlite_url, valkey) as fleet:
+        fleet.start("device", program="tests.worker.old_kernel networks worker")
+        job = fleet.wait(_trained_in_two_processes(fleet, tmp_path))
+        [worker] = fleet.registered()
+    assert job.error is not None
+    assert (job.error["code"], job.error["where"]) == ("unsupported_here", "/steps/0/speed/processes")
+    assert "network" not in worker.sandbox
+
+
+def _trained_in_two_processes(fleet: Fleet, folder: Path) -> str:
+    np.savez(folder / "data.npz", **patterns())  # type: ignore[arg-type]
+    network = export_pt2(Normal(), (torch.randn(2, 1, 8, 8),), folder / "network.pt2")
+    network_id = fleet.upload(Network, network.read_bytes())
+    dataset_id = fleet.upload(Dataset, (folder / "data.npz").read_bytes())
+    step = {"step": "finetune", "epochs": 1000, "speed": {"processes": 2}}
+    spec = Spec.model_validate({"model": network_id, "dataset": dataset_id, "steps": [step]})
+    return fleet.submit_spec(resolve(spec, inspect_network(network), inspect_dataset(folder / "data.npz")))

@@ -131,10 +131,10 @@ class Crew:
 
     @contextmanager
     def gather(self, subject: Subject, step: FinetuneStep, run: Run) -> Iterator[Team]:
-        """The team that `step` asks for, this process first in it; the others end with the block.
+        """The team that `step` asks for, this process first in it; the others end with the block. That there can be so
+        many is for `check_machine` to see.
 
-        Raises Failure: UNSUPPORTED_HERE where there cannot be so many; ENGINE_CRASHED when one of them dies, or what it
-        failed with.
+        Raises Failure: ENGINE_CRASHED when one of them dies, or what it failed with.
         """
         size = self._size(step, run)
         if size == 1:
@@ -174,18 +174,6 @@ class Crew:
         asked, devices = step.speed.processes, torch.cuda.device_count() if run.device.type == "cuda" else 1
         if asked == "auto":
             return min(devices, step.batch_size) if self._request.talks else 1
-        if asked > 1 and not self._request.talks:
-            raise Failure(
-                Code.UNSUPPORTED_HERE,
-                f"`speed.processes` is {asked}, and this worker cannot give engines a network of their own to talk "
-                "over: ask for 1, or let it have network namespaces, or set MODELPRESS_ALLOW_LOOPBACK_SOCKETS=true.",
-            )
-        if run.device.type == "cuda" and asked > devices:
-            raise Failure(
-                Code.UNSUPPORTED_HERE,
-                f"`speed.processes` is {asked}, and this worker has {devices} CUDA devices, one for each process: ask "
-                f'for at most {devices}, or for "auto".',
-            )
         return asked
 
 

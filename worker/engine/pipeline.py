@@ -51,6 +51,7 @@ from worker.engine.graph.lift import lift
 from worker.engine.ingest.read import read_network
 from worker.engine.interrupts import Interrupts
 from worker.engine.lowbit.step import run as low_bit
+from worker.engine.machine_rules import check_machine
 from worker.engine.measure.metrics import at_chance
 from worker.engine.prune.step import run as prune
 from worker.engine.quantize.auto.step import run as quantize_auto
@@ -108,6 +109,7 @@ def compress(
     run.phase(Phase.INSPECTING)
     with run.timed("inspect"):
         subject = _read(request, run)
+    check_machine(run, talks=request.talks)
     dataset_sha256 = request.dataset.digest() if request.dataset else None
     taught_by = {each: file.identity() for each, file in request.teachers.items()}
     keys = checkpoint_keys(request.network.identity(), dataset_sha256, run.spec, taught_by)

@@ -68,7 +68,7 @@ class Place:
         **data: Any,
     ) -> None:
         self._folder, self._module, self._step, self._arrays = folder, module, step, arrays
-        self._device, self._data, self.talks = device, data, True
+        self._device, self._data = device, data
         self.subject: Subject
         self.request: CompressRequest
 
@@ -86,7 +86,6 @@ class Place:
             folder=self._folder,
             device=self._device,
             threads=2,
-            talks=self.talks,
         )
         begun.gather = Crew(self.request).gather
         return begun
@@ -212,13 +211,7 @@ def test_where_a_process_dies_the_training_ends_and_says_so(tmp_path: Path, when
     assert not list(tmp_path.glob("team-*"))
 
 
-def test_processes_that_cannot_be_had_are_refused(tmp_path: Path) -> None:
-    begun = (place := Place(tmp_path, Plain, {}, patterns())).run(2)
-    place.talks = False
-    with pytest.raises(Failure, match="MODELPRESS_ALLOW_LOOPBACK_SOCKETS=true") as caught:
-        place.train(place.run(2))
-    assert caught.value.code is Code.UNSUPPORTED_HERE
-    assert begun.spec.steps is not None
+def test_no_more_processes_divide_a_batch_than_it_has_samples() -> None:
     with pytest.raises(ValidationError, match="no more of them than `batch_size`"):
         FinetuneStep.model_validate({"step": "finetune", "batch_size": 2, "speed": {"processes": 3}})
 

@@ -19,7 +19,6 @@ from models.errors import Code, Failure
 from models.spec import Int8Choices
 from models.statuses import Phase
 from worker.engine.graph.integer import Quantization, integer_network
-from worker.engine.measure.machine import instruction_set, signed_products_saturate
 from worker.engine.quantize.bias import correct_biases
 from worker.engine.quantize.calibrate import Samples, calibrate
 from worker.engine.quantize.equalize import equalize
@@ -84,7 +83,6 @@ def prepare(subject: Subject, step: Int8Choices, run: Run) -> Plan:
     Raises `Failure`: DATASET_BAD without calibration data or when values are not finite on it, UNSUPPORTED_OP when
     the network cannot be folded or nothing in it can be 8-bit.
     """
-    _check_range(step, run)
     samples = Samples.drawn(run, step.calibration_samples, decide=step.ranges == "auto")
     run.phase(Phase.CALIBRATING)
     graph = fold(subject.graph.to("cpu"), subject.example_inputs())
@@ -123,17 +121,6 @@ def prepare(subject: Subject, step: Int8Choices, run: Run) -> Plan:
         "kept_float": dict(placement.kept_float),
     }
     return Plan(graph, skipped, placement, calibration.ranges, scales, largest, biases, details)
-
-
-def _check_range(step: Int8Choices, run: Run) -> None:
-    """Raises `Failure(UNSUPPORTED_HERE)` where the ONNX file could not be shown to compute what it should."""
-    if not step.reduce_range and "onnx" in (run.spec.export or []) and signed_products_saturate():
-        raise Failure(
-            Code.UNSUPPORTED_HERE,
-            f"with `reduce_range: false` 8-bit products overflow on this worker's processor ({instruction_set()}, "
-            "without VNNI), and the file could not be verified; leave it out, or export without `onnx`",
-            where="reduce_range",
-        )
 
 
 def take_over(subject: Subject, plan: Plan, step: Int8Choices, run: Run) -> dict[str, Any]:
