@@ -55,10 +55,16 @@ _SCALED = (
     ),
     Row("P11", "database away for two leases", workers.database_away, 1, 20, "back to served", on_postgres=True),
 )
-_CROWDS = (
+_QUEUED = (
     Row("P25", "10,000 queued: claim", crowd.claim_among_ten_thousand, 20, 500, "a claim"),
     Row("P25", "10,000 queued: list fifty", crowd.list_among_ten_thousand, 5, 500, "a page"),
     Row("P25", "10,000 queued: submit", crowd.submit_among_ten_thousand, 5, 500, "submit to answer"),
+)
+CROWDS = (
+    *_QUEUED,
+    *(replace(row, on_postgres=True) for row in _QUEUED),
+    Row("P25", "watchers of one job", crowd.many_watch_one_job, 50, 1000, "end to heard"),
+    Row("P26", "one tenant floods two workers", crowd.one_tenant_floods, 3, 20, "first start to its starts"),
 )
 ROWS = (
     Row("P1", "api killed at any moment", submitting.api_killed_at_any_moment, 5, 200, "kill to serving again"),
@@ -99,10 +105,7 @@ ROWS = (
         "kill to claimed again",
         environment=_STATES,
     ),
-    *_CROWDS,
-    *(replace(row, on_postgres=True) for row in _CROWDS),
-    Row("P25", "watchers of one job", crowd.many_watch_one_job, 50, 1000, "end to heard"),
-    Row("P26", "one tenant floods two workers", crowd.one_tenant_floods, 3, 20, "first start to its starts"),
+    *CROWDS,
     Row("P33", "webhook's receiver away for days", webhooks.receiver_away_for_days, 2, 200, "sending it once"),
 )
 """Lease faults at full clocks cost minutes each, so the short table has none of them."""
