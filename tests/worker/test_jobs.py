@@ -35,7 +35,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     migrate(url)
     try:
         with Fleet(folder, url, valkey) as fleet:
-            fleet.start("device", MODELPRESS_STALL_SECONDS="1.5")
+            fleet.start("device", MODELPRESS_STALL_SECONDS="5")
             yield fleet
             assert [worker.poll() for worker in fleet.workers] == [None]
     finally:
@@ -153,7 +153,7 @@ def test_a_crash_that_does_not_come_again_costs_one_attempt_and_no_finished_step
         ("shout", "engine_crashed", "too long"),
         ("go_on", "engine_crashed", "after its last word"),
         ("misreport", "engine_crashed", "wrong fields"),
-        ("hang", "stalled", "said nothing for 1.5 seconds"),
+        ("hang", "stalled", "said nothing for 5 seconds"),
     ],
 )
 def test_an_engine_that_misbehaves_fails_with_what_it_did(device: Fleet, do: str, code: str, words: str) -> None:
