@@ -39,7 +39,8 @@ class NotStarting(Exception):
     """The settings would leave the service open, or closed to everyone."""
 
 
-def _hash(secret: str) -> bytes:
+def hash_of(secret: str) -> bytes:
+    """What is kept of a key."""
     return hashlib.sha256(secret.encode()).digest()
 
 
@@ -73,7 +74,7 @@ def add_key(
         id=new_id("key"),
         tenant=tenant,
         name=name,
-        secret_sha256=_hash(secret),
+        secret_sha256=hash_of(secret),
         scopes=stored(scopes),
         created_at=moment,
         expires_at=expires_at,
@@ -132,7 +133,7 @@ def caller_of(settings: Settings, database: Database, secret: str | None, reques
         raise Failure(Code.UNAUTHORIZED, "No key was sent.")
     with database.read() as session:
         known = select(Key, Tenant).outerjoin(Tenant, Tenant.name == Key.tenant)
-        row = session.execute(known.where(Key.secret_sha256 == _hash(secret), Key.revoked_at.is_(None))).one_or_none()
+        row = session.execute(known.where(Key.secret_sha256 == hash_of(secret), Key.revoked_at.is_(None))).one_or_none()
         if row is None:
             raise Failure(Code.UNAUTHORIZED, "The key is unknown or revoked.")
         key, tenant = row

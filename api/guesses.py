@@ -6,12 +6,12 @@ limit that locks it out would be an attack of its own. The counts are of this pr
 
 from __future__ import annotations
 
-import hashlib
 import ipaddress
 import math
 import threading
 from collections import OrderedDict
 
+from api.auth import hash_of
 from api.buckets import OwnBuckets, Rate
 from api.errors import HeaderedFailure
 from models.errors import Code
@@ -32,7 +32,7 @@ class WrongKeys:
     def refuse_more(self, address: str | None, secret: str) -> None:
         """Raises `Failure` with `rate_limited` where too many wrong keys came from; before a key is looked for."""
         with self._lock:
-            if _hash(secret) in self._right:
+            if hash_of(secret) in self._right:
                 return
         verdict = self._buckets.look(_network(address), self._rate)
         if not verdict.is_allowed:
@@ -44,20 +44,17 @@ class WrongKeys:
 
     def right(self, secret: str) -> None:
         with self._lock:
-            self._right[_hash(secret)] = None
-            self._right.move_to_end(_hash(secret))
+            digest = hash_of(secret)
+            self._right[digest] = None
+            self._right.move_to_end(digest)
             if len(self._right) > KEYS_KNOWN:
                 self._right.popitem(last=False)
 
     def wrong(self, address: str | None, secret: str) -> None:
         """Also of a key that was right until it ended or was revoked."""
         with self._lock:
-            self._right.pop(_hash(secret), None)
+            self._right.pop(hash_of(secret), None)
         self._buckets.take(_network(address), self._rate)
-
-
-def _hash(secret: str) -> bytes:
-    return hashlib.sha256(secret.encode()).digest()
 
 
 def _network(address: str | None) -> str:

@@ -17,7 +17,7 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from api.auth import add_key, create_key, new_secret, opens
-from api.operate import Command, Refused, duration, shown_moment, table
+from api.operate import Refused, actions_of, duration, shown_moment, table
 from models import audit
 from models.audit import Action, Actor
 from models.database import now
@@ -79,13 +79,7 @@ def rotate_key(session: Session, key_id: str, grace: timedelta, lifetime: timede
 
 
 def add_commands(parser: argparse.ArgumentParser) -> None:
-    commands = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-
-    def add(name: str, text: str, act: Command) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=text, description=text[:1].upper() + text[1:] + ".")
-        added.set_defaults(act=act)
-        return added
-
+    add = actions_of(parser)
     create = add("create", "make a key and print it, once; only its hash is stored", _create)
     create.add_argument("--tenant", help="whose networks, data sets and jobs it opens (default: MODELPRESS_TENANT)")
     create.add_argument("--name", default="key", help="to know it again in the list")

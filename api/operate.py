@@ -44,6 +44,18 @@ def run(command: Command, options: argparse.Namespace, settings: Settings) -> in
     return 0
 
 
+def actions_of(parser: argparse.ArgumentParser) -> Callable[[str, str, Command], argparse.ArgumentParser]:
+    """Adds the actions of a command, one a call: its name, what it does, and the function that does it."""
+    commands = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+
+    def add(name: str, text: str, act: Command) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text[:1].upper() + text[1:] + ".")
+        added.set_defaults(act=act)
+        return added
+
+    return add
+
+
 def duration(text: str) -> timedelta:
     """`90d`, `24h`, `30m`. For `argparse`."""
     found = _DURATION.fullmatch(text)

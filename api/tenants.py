@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import select, union
 from sqlalchemy.orm import Session
 
-from api.operate import Command, Refused, table
+from api.operate import Refused, actions_of, table
 from models import audit, quotas
 from models.audit import Action, Actor
 from models.database import now
@@ -25,13 +25,7 @@ _DEFAULT = "default"
 
 
 def add_commands(parser: argparse.ArgumentParser) -> None:
-    commands = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-
-    def add(name: str, text: str, act: Command) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=text, description=text[:1].upper() + text[1:] + ".")
-        added.set_defaults(act=act)
-        return added
-
+    add = actions_of(parser)
     listing = add("list", "list tenants: their limits, and beside each what counts towards it", _list)
     listing.add_argument("--json", action="store_true")
     change = add("set", "give a tenant limits of its own", _set)

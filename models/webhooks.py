@@ -131,7 +131,9 @@ def settle(
     if settled is not None and attempt.problem is None:
         upsert(session, WebhookEndpoint(endpoint=message.endpoint, delivered_at=now))
     if settled is not None and settled.disabled_at is not None:
-        waiting = and_(WebhookMessage.endpoint == message.endpoint, _is_pending(WebhookMessage), _is_free(now))
+        waiting = and_(
+            WebhookMessage.endpoint == message.endpoint, _is_pending(WebhookMessage), _is_free(WebhookMessage, now)
+        )
         session.execute(update(WebhookMessage).where(waiting).values(**_ended(MessageStatus.DISABLED, now)))
     return settled
 
@@ -226,12 +228,11 @@ def _is_pending(table: type[WebhookMessage]) -> ColumnElement[bool]:
 
 
 def _is_due(table: type[WebhookMessage], now: datetime) -> ColumnElement[bool]:
-    free = or_(table.lease_expires_at.is_(None), table.lease_expires_at <= now)
-    return and_(_is_pending(table), table.next_attempt_at <= now, free)
+    return and_(_is_pending(table), table.next_attempt_at <= now, _is_free(table, now))
 
 
-def _is_free(now: datetime) -> ColumnElement[bool]:
-    return or_(WebhookMessage.lease_expires_at.is_(None), WebhookMessage.lease_expires_at <= now)
+def _is_free(table: type[WebhookMessage], now: datetime) -> ColumnElement[bool]:
+    return or_(table.lease_expires_at.is_(None), table.lease_expires_at <= now)
 
 
 def _change(session: Session, guard: ColumnElement[bool], **values: Any) -> WebhookMessage | None:
