@@ -130,13 +130,18 @@ def test_gone_disables_at_once_what_waits_for_the_same_url_of_the_same_tenant(se
     assert [status_of(session, other) for other in others] == ["pending", "pending"]
 
 
-def test_an_endpoint_that_took_another_message_meanwhile_stays_in_use(session: Session) -> None:
+def one_attempt_left(session: Session) -> tuple[WebhookMessage, datetime]:
+    """A message that nobody took but for its last attempt, and when that is."""
     row = message(session)
     for _ in SCHEDULE[:-1]:
         assert row.next_attempt_at is not None
         row = send(session, row.next_attempt_at)
-    final = row.next_attempt_at
-    assert final is not None
+    assert row.next_attempt_at is not None
+    return row, row.next_attempt_at
+
+
+def test_an_endpoint_that_took_another_message_meanwhile_stays_in_use(session: Session) -> None:
+    row, final = one_attempt_left(session)
     taken = message(session, seconds=(final - at(0)).total_seconds() - 60)
     assert send(session, final - timedelta(seconds=60), 200).id == taken.id
     given_up = send(session, final)
@@ -145,12 +150,7 @@ def test_an_endpoint_that_took_another_message_meanwhile_stays_in_use(session: S
 
 
 def test_it_stays_in_use_when_what_it_took_is_deleted(session: Session) -> None:
-    row = message(session)
-    for _ in SCHEDULE[:-1]:
-        assert row.next_attempt_at is not None
-        row = send(session, row.next_attempt_at)
-    final = row.next_attempt_at
-    assert final is not None
+    row, final = one_attempt_left(session)
     taken = message(session, seconds=(final - at(0)).total_seconds() - 60)
     send(session, final - timedelta(seconds=60), 200)
     assert transitions.delete_job(session, "a", taken.job_id)

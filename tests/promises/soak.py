@@ -16,7 +16,6 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import httpx
 import psutil
@@ -28,6 +27,7 @@ from models.statuses import TERMINAL, JobStatus
 from models.tables import Job
 from tests.promises.outcome import Outcome
 from tests.promises.place import WORKER, Place
+from tests.promises.submitting import acknowledged, answered
 
 SCALE = 0.05
 CLIENTS, DEVICES, CONTROLS = 6, 3, 2
@@ -91,17 +91,17 @@ class Soak:
                 seed = 1_000_000 * (number + 1) + turn
                 work = f"{chance.choice((0, 0, 0.2, 1.0)):g}"
                 document = self.place.document(seed, do="finish", work=work, key=self.place.key(seed))
-                job = _ask(client, "POST", "/jobs", json=document, headers={"Idempotency-Key": f"soak-{seed}"})["id"]
+                job = acknowledged(client, document, f"soak-{seed}")
                 if chance.random() < CANCELLED_SHARE:
                     time.sleep(chance.uniform(0, 1))
                     self.cancelled.add(job)
-                    _ask(client, "POST", f"/jobs/{job}/cancel")
+                    answered(client, "POST", f"/jobs/{job}/cancel", final=[409])  # it may have ended
                 self.seen[job] = self._followed(client, job)
 
     def _followed(self, client: httpx.Client, job: str) -> str:
         patience = None
         while True:
-            status: str = _ask(client, "GET", f"/jobs/{job}?wait=5")["status"]
+            status: str = answered(client, "GET", f"/jobs/{job}?wait=5").json()["status"]
             if status in TERMINAL:
                 return status
             if self.stop.is_set():
@@ -174,22 +174,6 @@ FAULTS: dict[str, Callable[[Soak], None]] = {
     "broker hung for two leases": Soak.hang_the_broker,
     "database restarted": Soak.restart_the_database,
 }
-
-
-def _ask(client: httpx.Client, method: str, path: str, **content: Any) -> dict[str, Any]:
-    """As a client does that goes on until it is answered. 409 is an answer to who cancels what has ended."""
-    while True:
-        try:
-            answer = client.request(method, path, **content)
-        except httpx.TransportError:
-            time.sleep(0.05)
-            continue
-        if answer.is_success or (answer.status_code == 409 and path.endswith("/cancel")):
-            result: dict[str, Any] = answer.json()
-            return result
-        if answer.status_code not in (409, 503):
-            raise AssertionError(f"{method} {path}: {answer.status_code} {answer.text}")
-        time.sleep(0.05)
 
 
 def soak(seconds: float, seed: int = 0) -> Soak:

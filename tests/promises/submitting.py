@@ -6,7 +6,9 @@ import random
 import signal
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import httpx
 from sqlalchemy import func, select
@@ -24,19 +26,28 @@ def client_of(place: Place) -> httpx.Client:
     return httpx.Client(base_url=place.serve(), timeout=10, trust_env=False, limits=limits)
 
 
-def acknowledged(client: httpx.Client, place: Place, key: str) -> str:
-    """Submit until there is an answer, as a client does that lost its connection; the id of the job."""
+def acknowledged(client: httpx.Client, document: dict[str, Any], key: str) -> str:
+    """Submit until there is an answer; the id of the job."""
+    answer = answered(client, "POST", "/jobs", json=document, headers={"Idempotency-Key": key})
+    assert answer.status_code == 202, answer.text
+    job_id: str = answer.json()["id"]
+    return job_id
+
+
+def answered(
+    client: httpx.Client, method: str, path: str, *, final: Sequence[int] = (), **content: Any
+) -> httpx.Response:
+    """Ask until there is an answer, as a client does that lost its connection. `final`: errors that are one."""
     while True:
         try:
-            answer = client.post("/jobs", json=place.document(do="finish"), headers={"Idempotency-Key": key})
+            answer = client.request(method, path, **content)
         except httpx.TransportError:
             time.sleep(0.02)
             continue
-        if answer.status_code == 202:
-            job_id: str = answer.json()["id"]
-            return job_id
+        if answer.is_success or answer.status_code in final:
+            return answer
         if answer.status_code not in (409, 503):
-            raise AssertionError(answer.text)
+            raise AssertionError(f"{method} {path}: {answer.status_code} {answer.text}")
         time.sleep(0.02)
 
 
@@ -80,7 +91,10 @@ def api_killed_between_commit_and_nudge(place: Place, injections: int) -> Outcom
         place.workers(devices=1)
         while outcome.injections < injections:
             place.valkey.pause()
-            jobs = [acknowledged(client, place, f"cut-{outcome.injections + number}") for number in range(5)]
+            jobs = [
+                acknowledged(client, place.document(do="finish"), f"cut-{outcome.injections + number}")
+                for number in range(5)
+            ]
             place.kill_api()
             killed = time.time()
             place.valkey.resume()
@@ -98,7 +112,9 @@ def many_clients_with_one_key(place: Place, injections: int) -> Outcome:
     with client_of(place) as client, ThreadPoolExecutor(CLIENTS) as pool:
         for number in range(injections):
             began = time.monotonic()
-            answers = [pool.submit(acknowledged, client, place, f"key-{number}") for _ in range(CLIENTS)]
+            answers = [
+                pool.submit(acknowledged, client, place.document(do="finish"), f"key-{number}") for _ in range(CLIENTS)
+            ]
             time.sleep(chance.uniform(0.0, 0.1))
             place.kill_api()
             place.wait_for_life()
