@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -216,7 +217,9 @@ class Job(JobRecord):
 
     def clone(self, **overrides: Any) -> Job:
         """Queue the same job again with some fields changed; finished steps it shares are not repeated."""
-        return Job(self._transport, self._transport.json("POST", f"{self._path}/clone", body=overrides))
+        headers = {"Idempotency-Key": uuid.uuid4().hex}
+        answer = self._transport.json("POST", f"{self._path}/clone", body=overrides, headers=headers, repeatable=True)
+        return Job(self._transport, answer)
 
     def webhook_message(self) -> Json:
         """What its webhook was told about its end, with every attempt. Raises ApiError before the end."""

@@ -102,16 +102,10 @@ class Place:
         """Start the api; its URL. `kill_api` ends one life, and the next begins by itself."""
         with socket.create_server(("127.0.0.1", 0)) as probe:
             port = probe.getsockname()[1]
-        environment = {
-            **self.fleet.environment,
-            "MODELPRESS_PORT": str(port),
-            "MODELPRESS_OPEN_ACCESS": "true",
-            "MODELPRESS_TENANT": "t",
-        }
         log = self._stack.enter_context((self.folder / "api.log").open("ab"))
         self._api = subprocess.Popen(
             [sys.executable, "-m", "tests.promises.lives"],
-            env=environment,
+            env=self._api_environment | {"MODELPRESS_PORT": str(port)},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=log,
@@ -120,6 +114,25 @@ class Place:
         self.url = f"http://127.0.0.1:{port}"
         self.wait_for_life()
         return self.url
+
+    def share(self, address: socket.socket) -> subprocess.Popen[bytes]:
+        """Start one more api that accepts from the listening socket `address`."""
+        with (self.folder / "api.log").open("ab") as log:
+            api = subprocess.Popen(
+                [sys.executable, "-m", "tests.promises.shared_api", str(address.fileno())],
+                env=self._api_environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=[address.fileno()],
+            )
+        self._stack.callback(api.wait)
+        self._stack.callback(api.kill)
+        return api
+
+    @property
+    def _api_environment(self) -> dict[str, str]:
+        return {**self.fleet.environment, "MODELPRESS_OPEN_ACCESS": "true", "MODELPRESS_TENANT": "t"}
 
     def wait_for_life(self) -> None:
         assert self._api is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from tests.promises import crowd, disks, engines, submitting, training, webhooks, workers
+from tests.promises import crowd, disks, engines, rolling, submitting, training, webhooks, workers
 from tests.promises.outcome import Outcome
 from tests.promises.place import Place
 
@@ -26,6 +26,7 @@ class Row:
     scale: float = FAST
     on_postgres: bool = False
     disk_megabytes: int | None = None
+    needs_root: bool = False
     environment: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -39,11 +40,12 @@ class Row:
             return self.run(place, injections)
 
 
+_AGAIN = "kill to claimed again"
 _STALL = {"MODELPRESS_STALL_SECONDS": "1"}
 _MEMORY = {"MODELPRESS_ENGINE_MEMORY_BYTES": str(256 << 20)}
 _STATES = {"MODELPRESS_CHECKPOINT_SECONDS": "5", "MODELPRESS_MAX_STRIKES": "1000"}
 _SCALED = (
-    Row("P8", "worker killed mid-job", workers.worker_killed, 1, 20, "kill to claimed again"),
+    Row("P8", "worker killed mid-job", workers.worker_killed, 1, 20, _AGAIN),
     Row(
         "P9",
         "worker stopped past its lease, woken",
@@ -95,15 +97,27 @@ ROWS = (
     Row("P15", "killed while publishing", disks.killed_while_publishing, 20, 200, "clearing up", on_postgres=True),
     Row("P18", "cancel against success", engines.cancel_against_success, 10, 1000, "asked to cancelled"),
     Row("P18", "cancel of one that defies", engines.cancel_of_one_that_defies, 1, 20, "asked to all gone"),
-    Row("P21", "worker told to stop", workers.worker_stops, 1, 20, "told to claimed again"),
+    Row("P21", "worker told to stop", workers.worker_stops, 0, 20, "told to claimed again"),
+    Row(
+        "P21",
+        "rolling restart under load",
+        rolling.rolling_restart,
+        3,
+        60,
+        "told to gone",
+        scale=0.2,  # under load a beat may be late, and only a lease that ran out is a strike
+        on_postgres=True,
+    ),
+    Row("P23", "engine killed in training (bytes)", training.engine_killed, 0, 20, _AGAIN, environment=_STATES),
     Row(
         "P23",
-        "engine killed in training (bytes)",
-        training.trained_to_the_same_bytes,
+        "host lost in training (bytes)",
+        training.host_lost,
         1,
-        20,
-        "kill to claimed again",
+        10,
+        _AGAIN,
         environment=_STATES,
+        needs_root=True,  # for a host's own name
     ),
     *CROWDS,
     Row("P33", "webhook's receiver away for days", webhooks.receiver_away_for_days, 2, 200, "sending it once"),

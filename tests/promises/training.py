@@ -1,18 +1,27 @@
-"""P23: the real engine, killed at any moment of fine-tuning, delivers the bytes of one that was not."""
+"""P23: the real engine, killed at any moment of fine-tuning, alone or with its host and all that lay there, delivers
+the bytes of one that was not."""
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import random
+import shutil
+import subprocess
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 from sqlalchemy import select
 
+from models.report import Report
 from models.rules import resolve
 from models.spec import Spec
 from models.statuses import JobStatus
-from models.tables import Artifact, Checkpoint, Dataset, Network
+from models.tables import Artifact, Checkpoint, Dataset, Network, Worker
 from tests.e2e.jobs import write_data, write_network
+from tests.object_store import ObjectStore
 from tests.promises.outcome import Outcome
 from tests.promises.place import Place
 from tests.worker.fleet import until
@@ -22,10 +31,57 @@ from worker.engine.inspect import inspect_network
 PATIENCE = 600.0
 
 
-def trained_to_the_same_bytes(place: Place, injections: int) -> Outcome:
-    """Kills of the engine while it trains, all in one job; its files are compared with those of a job left alone."""
+def engine_killed(place: Place, injections: int) -> Outcome:
+    place.fleet.start("device", program="worker")
+
+    def kill(_: str) -> None:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            place.fleet.engine().kill()
+
+    return _trained_to_the_same_bytes(place, injections, kill)
+
+
+def host_lost(place: Place, injections: int) -> Outcome:
+    """Hosts share the database, the broker and a bucket. Each has a name and a disk of its own, which goes with it."""
+    store = ObjectStore()
+    with contextlib.closing(store):
+        settings = store.settings()
+        place.fleet.blobs = store.blobs(settings)
+        place.fleet.environment |= {f"MODELPRESS_{name.upper()}": str(value) for name, value in settings.items()}
+        place.workers(devices=0)
+        return _trained_to_the_same_bytes(place, injections, _Hosts(place).lose)
+
+
+class _Hosts:
+    """Two at first, and always one."""
+
+    def __init__(self, place: Place) -> None:
+        self._fleet, self._numbers = place.fleet, itertools.count(1)
+        self._up: dict[str, subprocess.Popen[bytes]] = {}
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(self._add, (next(self._numbers), next(self._numbers))))
+
+    def lose(self, job_id: str) -> None:
+        """The one that runs this job."""
+        with self._fleet.database.read() as session:
+            name = session.get_one(Worker, self._fleet.job(job_id).worker_id).versions["host"]
+        worker = self._up.pop(name)
+        worker.kill()
+        worker.wait()
+        until(lambda: not self._fleet.engines(), "its engine to die with it")
+        shutil.rmtree(self._fleet.work / name)
+        if not self._up:
+            self._add(next(self._numbers))
+
+    def _add(self, number: int) -> None:
+        name = f"host-{number}"
+        disk = {"MODELPRESS_WORK": str(self._fleet.work / name)}
+        self._up[name] = self._fleet.start("device", program=f"tests.promises.host {name}", **disk)
+
+
+def _trained_to_the_same_bytes(place: Place, injections: int, strike: Callable[[str], None]) -> Outcome:
+    """Strikes while it trains, all at one job; its files are compared with those of a job left alone."""
     outcome, fleet, chance = Outcome(), place.fleet, random.Random(5)
-    fleet.start("device", program="worker")
     network_file = write_network("resnet18", place.folder)
     dataset_file = write_data("resnet18", place.folder, samples=480)
     network, dataset = inspect_network(network_file), inspect_dataset(dataset_file)
@@ -54,15 +110,15 @@ def trained_to_the_same_bytes(place: Place, injections: int) -> Outcome:
         if fleet.job(job_id).phase != "finetuning":
             break
         killed, attempt = time.time(), fleet.job(job_id).attempt
-        try:
-            fleet.engine().kill()
-        except psutil.NoSuchProcess:
-            continue
+        strike(job_id)
         until(lambda: fleet.job(job_id).attempt > attempt, "the next attempt", PATIENCE)  # noqa: B023
         outcome.injections += 1
         outcome.seconds.append(place.started(job_id, attempt + 1) - killed)
     place.account(outcome, [job_id], patience=PATIENCE)
+    assert fleet.job(job_id).status == JobStatus.SUCCEEDED, fleet.log(job_id)[-3000:]
     outcome.require(outcome.injections > 0, "training ended before anything was killed")
+    report = Report.model_validate(fleet.job(job_id).report)
+    outcome.require(all(step.resumed for step in report.steps), "work was done again that a checkpoint had kept")
     interrupted = _files(place, job_id)
     _forget(place)
     alone = submit()
@@ -71,7 +127,6 @@ def trained_to_the_same_bytes(place: Place, injections: int) -> Outcome:
     uninterrupted = _files(place, alone)
     outcome.lost += sum(interrupted.get(name) != sha256 for name, sha256 in uninterrupted.items())
     outcome.require(set(uninterrupted) == {"model.onnx", "spec.json"}, str(set(uninterrupted)))
-    assert fleet.job(job_id).status == JobStatus.SUCCEEDED, fleet.log(job_id)[-3000:]
     return outcome
 
 

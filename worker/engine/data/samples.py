@@ -20,8 +20,7 @@ BLOCK_BYTES = 16 << 20
 
 
 class Samples(Protocol):
-    """`read` gives one tensor for each network input, samples first, in the network's dtypes; in several threads at a
-    time."""
+    """`read` gives one tensor for each network input, samples first, in the network's dtypes."""
 
     def __len__(self) -> int: ...
 
