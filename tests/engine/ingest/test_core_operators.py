@@ -19,6 +19,7 @@ from tests.networks import NETWORKS, export_pt2, randomised
 from worker.engine.graph.channels import analyse
 from worker.engine.graph.lift import compose, lift
 from worker.engine.graph.ops import plain
+from worker.engine.graph.ops.spelled import SPELLED
 from worker.engine.graph.ops.table import OPS
 from worker.engine.ingest.read import read_network
 from worker.engine.subject import Subject
@@ -183,6 +184,7 @@ def test_every_operator_that_is_composed_has_a_case_here() -> None:
     for middle, flat, _ in CASES.values():
         tried |= targets(decomposed(Applies(middle, flat), (SEQUENCE if flat else IMAGE,)).graph)
     on_gpus = {name for name in OPS if name.startswith("_scaled_dot_product_") and not name.endswith("_cpu.default")}
-    assert {name for name, row in OPS.items() if row.compose not in (None, plain.renamed)} - tried - on_gpus <= {
-        "mm.default"
-    }
+    elsewhere = {*SPELLED, "mm.default"}
+    assert {
+        name for name, row in OPS.items() if row.compose not in (None, plain.renamed)
+    } - tried - on_gpus <= elsewhere

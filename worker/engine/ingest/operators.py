@@ -59,7 +59,7 @@ REGIONS: dict[str, int] = {
 """Regions whose sub-graph is inlined, with the position of the sub-graph among the arguments."""
 
 _RANDOM = re.compile(
-    r"(bernoulli|rand|randn|randint|randperm|normal|uniform|multinomial|exponential|native_dropout|rrelu)(_|$)"
+    r"(bernoulli|rand|randn|randint|randperm|normal|uniform|multinomial|exponential|native_dropout|rrelu_with)(_|$)"
 )
 _ATEN = re.compile(r"torch\.ops\.aten\.([A-Za-z0-9_]{1,100})\.([A-Za-z0-9_]{1,100})")
 
@@ -143,6 +143,7 @@ def check_inference_mode(name: str, arguments: dict[str, Any], layer: str | None
     training = (
         (base == "batch_norm" and arguments["training"] and arguments["running_mean"] is not None)
         or (base in ("dropout", "dropout_", "feature_dropout", "alpha_dropout") and arguments["train"])
+        or (base == "rrelu" and arguments["training"])
         or (base in ("lstm", "gru", "rnn_tanh", "rnn_relu") and arguments["train"] and arguments["dropout"])
         or (base == "instance_norm" and arguments["use_input_stats"] and arguments["running_mean"] is not None)
     )

@@ -232,7 +232,23 @@ def gathering(drawing: Drawing, name: str) -> list[Place]:
     source: tuple[Any, ...] = ()
     if "scatter" in name:
         source = (2.0,) if name.endswith("value") else (drawing.parameter(*drawing.shape(places)),)
+    if name == "scatter_reduce.two":
+        source = (*source, "amax")
     return drawing.call(target_of(name), place, dim, places, *source)
+
+
+def index_add(drawing: Drawing, name: str) -> list[Place]:
+    place = drawing.positive(drawing.value())
+    dim = drawing.dimension(place)
+    places = drawing.buffer(torch.arange(0, drawing.shape(place)[dim], 2))
+    (source,) = drawing.call(aten.index_select.default, place, dim, places)
+    return drawing.call(target_of(name), place, dim, places, source)
+
+
+def unpool(drawing: Drawing, name: str) -> list[Place]:
+    place = drawing.value(4)
+    made, places = drawing.call(aten.max_pool2d_with_indices.default, place, [2, 2])
+    return drawing.call(target_of(name), made, places, list(drawing.shape(place)[2:]))
 
 
 def index_put(drawing: Drawing, name: str) -> list[Place]:

@@ -42,6 +42,7 @@ OF_RULE: dict[Callable[..., Any], Family] = {
     expand.repeat: shapes.repeat,
     expand.repeat_interleave: shapes.repeat,
     gathering_rules.gather: shapes.gathering,
+    gathering_rules.index_add: shapes.index_add,
     gathering_rules.index_put: shapes.index_put,
     gathering_rules.scatter: shapes.gathering,
     gathering_rules.select_scatter: shapes.scatter_part,
@@ -100,6 +101,7 @@ OF_RULE: dict[Callable[..., Any], Family] = {
     windows.several_fixed: shapes.grid,
     windows.spectrum: values.spectrum,
     windows.unfold: shapes.unfold,
+    windows.unpool: shapes.unpool,
 }
 
 _BATCH = "runs over the batch too, so that a sample's result depends on the others"

@@ -98,6 +98,15 @@ def scatter(call: Call) -> Axes:
     return _meet_beside(call, dim, operands)
 
 
+def index_add(call: Call) -> Axes:
+    """`index_add`, `index_copy`: slices written to whole places of a dimension, which stays; the others meet."""
+    axes, index = call.operand("self"), call.operand("index")
+    for axis in index:
+        call.freeze(axis, "is an index")
+    dim = _dim(call, len(axes))
+    return _meet_beside(call, dim, [(axes, call.sizes("self")), (call.operand("source"), call.sizes("source"))])
+
+
 def _dim(call: Call, rank: int) -> int:
     if rank == 0:
         raise Refusal("works on a single number")

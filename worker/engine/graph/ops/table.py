@@ -17,6 +17,7 @@ from worker.engine.graph.ops import (
     reduce,
     reshape,
     select,
+    spelled,
     windows,
 )
 from worker.engine.graph.ops.op import Op
@@ -67,6 +68,7 @@ _ROWS = (
     Op("adjoint.default", channels=dimensions.move_dims),
     Op("affine_grid_generator.default", channels=expand.fixed),
     Op("alias.default", channels=elementwise.elementwise),
+    Op("all.dim", channels=reduce.reduction),
     Op("alpha_dropout.default", layer=dropout.lift_alpha_dropout, channels=elementwise.elementwise),
     Op("amax.default", channels=reduce.reduction),
     Op("amin.default", channels=reduce.reduction),
@@ -179,6 +181,7 @@ _ROWS = (
     Op("cummin.default", channels=reduce.position),
     Op("cumprod.default", channels=select.whole),
     Op("cumsum.default", channels=select.whole),
+    Op("det.default"),
     Op("detach.default", channels=elementwise.elementwise),
     Op("diagonal.default", channels=dimensions.diagonal),
     Op("diff.default"),
@@ -252,11 +255,15 @@ _ROWS = (
     Op("hardtanh_.default", channels=elementwise.elementwise),
     Op("im2col.default", channels=windows.image_to_columns),
     Op("index.Tensor", channels=select.index, rewrite=select.rewrite_index),
+    Op("index_add.default", channels=gathering.index_add),
+    Op("index_add_.default", channels=gathering.index_add),
+    Op("index_copy.default", channels=gathering.index_add),
     Op("index_put.default", channels=gathering.index_put),
     Op("index_put_.default", channels=gathering.index_put),
     Op("index_select.default", channels=select.index_select, rewrite=select.rewrite_index_select),
     Op("inner.default", channels=matmul.vector_product),
     Op("instance_norm.default", layer=normalization.lift_instance_norm, channels=normalise.per_channel),
+    Op("inverse.default"),
     Op("isinf.default", channels=elementwise.elementwise),
     Op("isnan.default", channels=elementwise.elementwise),
     Op(
@@ -271,6 +278,10 @@ _ROWS = (
     Op("leaky_relu_.default", channels=elementwise.elementwise),
     Op("lerp.Scalar", channels=elementwise.elementwise),
     Op("lift_fresh_copy.default", channels=elementwise.elementwise),
+    Op("linalg_det.default"),
+    Op("linalg_inv.default"),
+    Op("linalg_slogdet.default"),
+    Op("linalg_solve.default"),
     Op("linalg_vector_norm.default", channels=reduce.reduction),
     Op("linear.default", layer=linear.lift_linear, channels=matmul.linear, cost=matmul.linear_cost),
     Op("linspace.default", channels=expand.fixed),
@@ -280,6 +291,7 @@ _ROWS = (
     Op("log_softmax.int", channels=select.along),
     Op("logaddexp.default", channels=elementwise.elementwise),
     Op("logcumsumexp.default", channels=select.whole),
+    Op("logdet.default"),
     Op("logical_and.default", channels=elementwise.elementwise),
     Op("logical_not.default", channels=elementwise.elementwise),
     Op("logical_or.default", channels=elementwise.elementwise),
@@ -300,6 +312,7 @@ _ROWS = (
     Op("max_pool2d_with_indices.default", channels=reduce.pool2d, compose=compose.pooling),
     Op("max_pool3d.default", channels=reduce.pool3d),
     Op("max_pool3d_with_indices.default", channels=reduce.pool3d, compose=compose.pooling),
+    Op("max_unpool2d.default", channels=windows.unpool),
     Op("maximum.default", channels=elementwise.elementwise),
     Op("mean.default", channels=reduce.reduction),
     Op("mean.dim", channels=reduce.reduction),
@@ -393,6 +406,7 @@ _ROWS = (
     Op("scatter_.value", channels=gathering.scatter),
     Op("scatter_add.default", channels=gathering.scatter),
     Op("scatter_add_.default", channels=gathering.scatter),
+    Op("scatter_reduce.two", channels=gathering.scatter),
     Op("searchsorted.Tensor", channels=expand.fixed),
     Op("select.int", channels=select.select),
     Op("select_scatter.default", channels=gathering.select_scatter),
@@ -405,6 +419,7 @@ _ROWS = (
     Op("sin.default", channels=elementwise.elementwise),
     Op("slice.Tensor", channels=select.slice_, rewrite=select.rewrite_slice),
     Op("slice_scatter.default", channels=gathering.slice_scatter, rewrite=gathering.rewrite_slice_scatter),
+    Op("slogdet.default"),
     Op("softmax.int", channels=select.along),
     Op("softplus.default", channels=elementwise.elementwise),
     Op("softshrink.default", channels=elementwise.elementwise),
@@ -486,5 +501,6 @@ _ROWS = (
 
 _PLAIN = tuple(Op(name, channels=elementwise.elementwise) for name in plain.ELEMENTWISE)
 _RENAMED = tuple(Op(name, compose=plain.renamed) for name in plain.ALIASES)
+_SPELLED = tuple(Op(name, compose=compose) for name, compose in spelled.SPELLED.items())
 
-OPS: dict[str, Op] = {op.name: op for op in (*_ROWS, *_PLAIN, *_RENAMED)}
+OPS: dict[str, Op] = {op.name: op for op in (*_ROWS, *_PLAIN, *_RENAMED, *_SPELLED)}

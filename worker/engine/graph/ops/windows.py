@@ -17,6 +17,14 @@ def image_to_columns(call: Call) -> Axes:
     return [*axes[:-3], None if channels is None else np.repeat(channels, kernel), None]
 
 
+def unpool(call: Call) -> Axes:
+    """`max_unpool2d`: each value back to the position it was found at, in its own channel."""
+    axes = call.whole("self", (-2, -1))
+    places = call.whole("indices", (-2, -1))
+    met = [call.tie(first, second) for first, second in zip(axes[:-2], places[:-2], strict=True)]
+    return [*met, None, None]
+
+
 def columns_to_image(call: Call) -> Axes:
     """`col2im`: [N, C * kernel, positions] gives [N, C, H, W]; the columns of one channel go together."""
     axes = call.operand("self")
