@@ -77,7 +77,15 @@ def normalization(step: PruneStep, choice: PruneChoice | None) -> Normalize:
         return step.normalize
     if amount is not None and amount.threshold is not None:
         return "none"
-    return CRITERIA[criterion].normalize
+    usual = CRITERIA[criterion].normalize
+    shares_ranking = step.scope == "global" and (choice is None or choice.amount is None)
+    return "mean" if usual == "none" and shares_ranking and _mixes_criteria(step) else usual
+
+
+def _mixes_criteria(step: PruneStep) -> bool:
+    """Whether one ranking holds scores of several criteria, which are not comparable as they are."""
+    sharing = (choice for choice in step.layers if choice.skip is None and choice.amount is None)
+    return step.amount is not None and any(choice.criterion not in (None, step.criterion) for choice in sharing)
 
 
 def resolve_prune(step: PruneStep, loss: Loss, differentiated: GradientLoss | None) -> PruneStep:

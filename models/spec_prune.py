@@ -160,8 +160,8 @@ class PruneStep(Strict):
     normalize: Normalize | None = Field(
         default=None,
         description="What scores are divided by, so that they can be compared: their mean, sum or maximum over the "
-        "channels of a group; `standard`: mean 0 and deviation 1. Default: what is usual for the criterion, and `none` "
-        "with a threshold.",
+        "channels of a group; `standard`: mean 0 and deviation 1. Default: what is usual for the criterion, `mean` "
+        "where one ranking has several criteria, and `none` with a threshold.",
     )
     normalize_over: NormalizeOver = Field(
         default="parameters", description="Normalize each parameter's scores, or the group's once they are aggregated."

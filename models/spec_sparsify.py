@@ -98,7 +98,9 @@ class SparsifyStep(Strict):
         "task, else `distill`.",
     )
     scope: Literal["global", "layer"] = Field(
-        default="global", description="One ranking over the network, or the same fraction of every layer."
+        default="global",
+        description="One ranking over the network, or the same fraction of every layer. Where one ranking has several "
+        "criteria, the scores of each layer are divided by their mean.",
     )
     amount: Fraction | None = Field(
         default=None, description="Fraction of the weights that are zero afterwards; with n of m the pattern says it."

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from models.inspection import GroupInfo, NetworkInspection
-from models.prune_policy import policy_for, removable_counts
+from models.prune_policy import normalization, policy_for, removable_counts
 from models.rules import check, resolve
 from models.spec import Amount, LayerAmount, PruneChoice, PruneStep, Schedule, Spec
 from tests.models.test_rules import ARRAYS, RESNET, UNLABELLED, layer, spec
@@ -201,9 +201,31 @@ def test_defaults_are_filled_in_and_filling_twice_changes_nothing() -> None:
     assert resolve(once, NETWORK, ARRAYS) == once
     (filled,) = once.steps or []
     assert isinstance(filled, PruneStep)
-    assert (filled.normalize, [choice.normalize for choice in filled.layers]) == ("none", ["mean", None])
+    assert (filled.normalize, [choice.normalize for choice in filled.layers]) == ("mean", ["mean", None])
     assert filled.schedule is not None
     assert filled.schedule.loss == "both"
+
+
+@pytest.mark.parametrize(
+    ("fields", "normalized"),
+    [
+        ({}, ("mean", ["mean"])),
+        ({"scope": "layer"}, ("none", ["none"])),
+        ({"normalize": "none"}, ("none", ["mean"])),
+    ],
+)
+def test_scores_of_several_criteria_in_one_ranking_are_made_comparable(
+    fields: dict[str, Any], normalized: tuple[str, list[str]]
+) -> None:
+    layers = [{"match": "conv1", "criterion": "random"}]
+    step = PruneStep.model_validate(prune(amount=HALF, criterion="lamp", layers=layers, **fields))
+    assert (normalization(step, None), [normalization(step, choice) for choice in step.layers]) == normalized
+
+
+def test_scores_of_a_layer_with_an_amount_of_its_own_share_no_ranking() -> None:
+    layers = [{"match": "conv1", "criterion": "random", "amount": HALF}]
+    step = PruneStep.model_validate(prune(amount=HALF, criterion="lamp", layers=layers))
+    assert [normalization(step, None), normalization(step, step.layers[0])] == ["none", "none"]
 
 
 def test_a_threshold_is_held_against_scores_as_they_are_unless_normalizing_is_asked_for() -> None:

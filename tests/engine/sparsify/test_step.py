@@ -58,6 +58,13 @@ def test_one_ranking_takes_the_smallest_magnitudes_of_the_network(tmp_path: Path
     assert [row["zeros"] for row in details["layers"]] == [6, 0]
 
 
+def test_scores_of_two_criteria_are_ranked_by_their_means(tmp_path: Path) -> None:
+    """Shares are below one and magnitudes here above five: raw, the second layer would lose nothing."""
+    subject = two(tmp_path)
+    sparsified(subject, tmp_path, amount=0.5, layers=[{"match": "first", "criterion": "lamp"}])
+    assert weights(subject) == [[[0, -8, 3, 0], [0, 7, 0, 0]], [[10, -20], [0, 30]]]
+
+
 def test_by_layer_every_layer_loses_the_same_fraction(tmp_path: Path) -> None:
     subject = two(tmp_path)
     sparsified(subject, tmp_path, amount=0.5, scope="layer")

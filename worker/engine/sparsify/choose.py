@@ -90,10 +90,19 @@ def choose(
             together.append((target, units))
     if together:
         assert step.amount is not None
-        masks = smallest([units for _, units in together], gone_after(step.schedule, number, step.amount))
+        masks = smallest(_comparable(together, step), gone_after(step.schedule, number, step.amount))
         for (target, _), stays in zip(together, masks, strict=True):
             chosen[target.weight.parameter] = _mask(target, stays, step)
     return {target.weight.parameter: chosen[target.weight.parameter] for target in targets}
+
+
+def _comparable(together: Sequence[tuple[Target, Tensor]], step: SparsifyStep) -> list[Tensor]:
+    """The scores of one ranking: of several criteria they have mean one in each layer, as those of channels have."""
+    scores = [units for _, units in together]
+    if len({target.criterion(step) for target, _ in together}) == 1:
+        return scores
+    means = [units[units.isfinite()].mean() for units in scores]
+    return [units / mean if mean > 0 else units for units, mean in zip(scores, means, strict=True)]
 
 
 def _has_own_amount(choice: LayerSparsity | None) -> bool:
