@@ -52,11 +52,11 @@ promises: $(VENV)/.dev ## bring about every fault it promises to survive, and pr
 soak: $(VENV)/.dev ## twenty minutes of random faults over small jobs; MINUTES=2 for less
 	$(BIN)/python -m tests.promises.soak --minutes $(or $(MINUTES),20)
 
-canaries: $(VENV)/.dev ## upload every crafted file to the whole service; the tests send a fifth of them
-	MODELPRESS_SWEEPS=full $(BIN)/python -m pytest tests/e2e/test_canaries.py
+canaries: $(VENV)/.dev ## upload every crafted file to the whole service; the tests send some of them
+	$(BIN)/python -m tests.promises --only P30
 
-requests: $(VENV)/.dev ## send thousands of drawn requests, right and wrong, to every operation; the tests send a few
-	MODELPRESS_SWEEPS=full $(BIN)/python -m pytest tests/api/test_any_request.py --timeout=3600
+requests: $(VENV)/.dev ## send ten thousand drawn requests, right and wrong, to every operation; the tests send a few
+	$(BIN)/python -m tests.promises --only P35
 
 conformance: $(VENV)/.dev ## take every architecture through the whole engine, and print the table; ONLY="resnet* unet" takes some
 	$(BIN)/python -m tests.engine.conformance $(if $(ONLY),--only $(ONLY))

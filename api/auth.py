@@ -23,8 +23,8 @@ from models.tables import Key, Tenant
 
 PREFIX = "mp_"
 SECRET_BYTES = 32
-MINIMUM_LENGTH = len(PREFIX) + 32
-"""Shorter bootstrap keys could be guessed."""
+MINIMUM_LENGTH = len(PREFIX) + 40
+"""Of a bootstrap key: 160 bits, even in hexadecimal digits. Who has a shorter one's hash might find it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -105,8 +105,9 @@ class Blobs(Protocol):
     def open(self, sha256: str) -> BinaryIO:
         """Read the bytes, from any position on. Raises as `stat` does."""
 
-    def verify(self, sha256: str) -> bool:
-        """Whether the bytes are there and still have their hash; reads all of them."""
+    def verify(self, sha256: str, seen: Callable[[bytes], object] = bytes) -> bool:
+        """Whether the bytes are there and still have their hash; reads all of them, and shows each `CHUNK_BYTES` of
+        them to `seen`."""
 
     def delete(self, sha256: str, *, version: str | None = None) -> bool:
         """Forget the bytes; `False`: they were not there, or not in this `version`. No row may name them any more."""
@@ -166,12 +167,8 @@ class FolderBlobs:
         except FileNotFoundError:
             raise gone(sha256) from None
 
-    def verify(self, sha256: str) -> bool:
-        try:
-            with self.path(sha256).open("rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest() == sha256
-        except FileNotFoundError:
-            return False
+    def verify(self, sha256: str, seen: Callable[[bytes], object] = bytes) -> bool:
+        return reads_back(self, sha256, seen)
 
     def delete(self, sha256: str, *, version: str | None = None) -> bool:
         path = self.path(sha256)
@@ -275,6 +272,21 @@ def copy_in(store: Blobs, path: Path, max_bytes: int | None) -> Blob:
             if max_bytes is not None and target.size_bytes > max_bytes:
                 raise Failure(Code.INTERNAL, f"The file is longer than {max_bytes} bytes.", where=path.name)
         return target.publish()
+
+
+def reads_back(store: Blobs, sha256: str, seen: Callable[[bytes], object]) -> bool:
+    """What `Blobs.verify` does, with any store."""
+    digest = hashlib.sha256()
+    try:
+        with store.open(sha256) as file:
+            while chunk := file.read(CHUNK_BYTES):
+                digest.update(chunk)
+                seen(chunk)
+    except Failure as failure:
+        if failure.code is not Code.NOT_FOUND:
+            raise
+        return False
+    return digest.hexdigest() == sha256
 
 
 def _stored(sha256: str, status: os.stat_result) -> StoredBlob:

@@ -32,6 +32,7 @@ class Code(StrEnum):
     NO_SUCH_DEVICE = "no_such_device"
     UNSUPPORTED_HERE = "unsupported_here"
     REQUIREMENT_MISSED = "requirement_missed"
+    FILE_DAMAGED = "file_damaged"
     INTERNAL = "internal"
 
     # An upload was refused.
@@ -106,6 +107,7 @@ HINTS: dict[Code, str] = {
     Code.NO_SUCH_DEVICE: "See `/capabilities` for the devices registered here.",
     Code.UNSUPPORTED_HERE: "See `/capabilities` for what this deployment can do.",
     Code.REQUIREMENT_MISSED: "Loosen `require`, or ask for less compression.",
+    Code.FILE_DAMAGED: "Upload the file again; what a job gave is made again by a clone of it.",
     Code.INTERNAL: "This is our mistake; please report it with the request or job id.",
     Code.EMPTY_FILE: "Send the file as the raw body: `curl --data-binary @FILE` or `curl -T FILE`.",
     Code.UNKNOWN_FORMAT: "Send a `.pt2` of `modelpress prepare`, or ONNX; data as `.npz` or image folders.",

@@ -13,7 +13,7 @@ import hashlib
 import io
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -26,7 +26,7 @@ import obstore
 from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
-from models.blobs import CHUNK_BYTES, Blob, StoredBlob, copy_in, gone, require_sha256
+from models.blobs import CHUNK_BYTES, Blob, StoredBlob, copy_in, gone, reads_back, require_sha256
 from models.errors import Code, Failure
 from models.settings import Settings
 
@@ -105,17 +105,8 @@ class S3Blobs:
     def open(self, sha256: str) -> BinaryIO:
         return io.BufferedReader(_S3Reader(self, sha256), CHUNK_BYTES)
 
-    def verify(self, sha256: str) -> bool:
-        try:
-            digest = hashlib.sha256()
-            with self.open(sha256) as file:
-                while chunk := file.read(CHUNK_BYTES):
-                    digest.update(chunk)
-            return digest.hexdigest() == sha256
-        except Failure as failure:
-            if failure.code is not Code.NOT_FOUND:
-                raise
-            return False
+    def verify(self, sha256: str, seen: Callable[[bytes], object] = bytes) -> bool:
+        return reads_back(self, sha256, seen)
 
     def delete(self, sha256: str, *, version: str | None = None) -> bool:
         removed = False

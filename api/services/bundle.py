@@ -44,7 +44,7 @@ def plan(service: Service, tenant: str, job_id: str) -> Bundle:
 
 
 def open_bundle(service: Service, bundle: Bundle) -> BinaryIO:
-    """Every file of it checked and opened. Raises `Failure` with `internal` for damaged or lost bytes."""
+    """Every file of it checked and opened. Raises `Failure` with `file_damaged` for damaged or lost bytes."""
     opened: list[BinaryIO] = []
     try:
         for part in bundle.parts:

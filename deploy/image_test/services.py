@@ -25,7 +25,7 @@ from modelpress import Client, prepare
 SECRETS = {
     "POSTGRES_PASSWORD": "5e1ec7ed0fab1e5a",
     "REDIS_PASSWORD": "b0a7b0a7c0ffee00",
-    "MODELPRESS_BOOTSTRAP_KEY": "mp_0123456789abcdef0123456789abcdef",
+    "MODELPRESS_BOOTSTRAP_KEY": "mp_0123456789abcdef0123456789abcdef01234567",
 }
 JOB_SECONDS = 300.0
 POSTGRES = """

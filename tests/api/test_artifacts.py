@@ -97,9 +97,9 @@ def test_a_damaged_file_is_never_given_out(api: Api, url: str) -> None:
         file.seek(1000)
         file.write(bytes([CONTENT[1000] ^ 1]))
     for headers in ({}, {"Range": "bytes=0-9"}):
-        assert "damaged" in problem_of(api.client.get(url, headers=headers), 500, "internal")["detail"]
+        assert "damaged" in problem_of(api.client.get(url, headers=headers), 410, "file_damaged")["detail"]
     path.unlink()
-    assert "lost" in problem_of(api.client.get(url), 500, "internal")["detail"]
+    assert "lost" in problem_of(api.client.get(url), 410, "file_damaged")["detail"]
 
 
 def test_files_and_report_of_a_job_that_has_not_ended_are_not_ready(api: Api) -> None:

@@ -69,7 +69,7 @@ def test_one_damaged_file_keeps_the_whole_from_being_given_out(api: Api, url: st
     path = api.service.blobs.path(hashlib.sha256(FILES["model.onnx"]).hexdigest())
     path.chmod(0o640)
     path.write_bytes(b"other" + FILES["model.onnx"][5:])
-    assert "damaged" in problem_of(api.client.get(url), 500, "internal")["detail"]
+    assert "damaged" in problem_of(api.client.get(url), 410, "file_damaged")["detail"]
 
 
 def test_a_job_without_files_has_no_bundle(api: Api) -> None:

@@ -12,19 +12,23 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import httpx
 from sqlalchemy import func, select
 
+from api.auth import create_key
 from models.checkpoints import checkpoint_key
 from models.database import migrate
+from models.settings import Settings
 from models.spec import Spec
 from models.statuses import TERMINAL, JobStatus
 from models.tables import Event, Job, Network
+from tests.api.serving import Api, served
 from tests.api.stories import NETWORK
 from tests.promises.outcome import Outcome
 from tests.services import Postgres, Valkey
@@ -56,14 +60,14 @@ class Place:
             self.postgres = Postgres()
             stack.callback(self.postgres.close)
             self.postgres.create("promises")
-            url = self.postgres.url("promises")
+            self.url_of_database = self.postgres.url("promises")
         else:
-            url = f"sqlite:///{self.folder / 'modelpress.sqlite3'}"
-        migrate(url)
+            self.url_of_database = f"sqlite:///{self.folder / 'modelpress.sqlite3'}"
+        migrate(self.url_of_database)
         if self._disk_megabytes is not None:
             stack.enter_context(small_disk(self.folder / "blobs", self._disk_megabytes))
         clocks = {"MODELPRESS_CLOCK_SCALE": str(self.scale), **self._environment}
-        self.fleet = stack.enter_context(Fleet(self.folder, url, self.valkey, **clocks))
+        self.fleet = stack.enter_context(Fleet(self.folder, self.url_of_database, self.valkey, **clocks))
         with self.fleet.database.transaction() as session:
             network = session.get_one(Network, self.fleet.network_id)
             network.inspection, network.tenant = NETWORK.model_dump(mode="json"), "t"
@@ -83,10 +87,25 @@ class Place:
             list(pool.map(lambda kind: self.fleet.start(kind, program=WORKER), kinds))
         until(lambda: len(self.fleet.registered()) >= wanted, "all workers to register")
 
-    def submit(self, do: str, *, seed: int | None = None, timeout_s: int = 120, **metadata: str) -> str:
-        """A job for `quick_engine.py`. Without a seed that another has, it goes on from no other's checkpoint."""
+    def keys(self, *tenants: str) -> list[str]:
+        """A new key for each."""
+        with self.fleet.database.transaction() as session:
+            return [create_key(session, tenant, "a key") for tenant in tenants]
+
+    def submit(
+        self,
+        do: str,
+        *,
+        seed: int | None = None,
+        timeout_s: int = 120,
+        fields: Mapping[str, Any] = MappingProxyType({}),
+        **metadata: str,
+    ) -> str:
+        """A job for `quick_engine.py`, with `fields` of its spec. Without a seed that another has, it goes on from no
+        other's checkpoint."""
         document = self.document(next(self._seeds) if seed is None else seed, do=do, **metadata)
-        return self.fleet.submit_spec(Spec.model_validate(document | {"limits": {"timeout_s": timeout_s}}))
+        document |= {"limits": {"timeout_s": timeout_s}, **fields}
+        return self.fleet.submit_spec(Spec.model_validate(document))
 
     def key(self, seed: int) -> str:
         """Of the one checkpoint that a job with this seed has."""
@@ -133,6 +152,18 @@ class Place:
     @property
     def _api_environment(self) -> dict[str, str]:
         return {**self.fleet.environment, "MODELPRESS_OPEN_ACCESS": "true", "MODELPRESS_TENANT": "t"}
+
+    def served(self, **settings: Any) -> Api:
+        """The api in a thread of this process, where a row asks what it answers, and not how it dies."""
+        chosen = Settings(
+            database_url=self.url_of_database,
+            broker_url=self.valkey.url,
+            blobs=str(self.folder / "blobs"),
+            work=self.fleet.work,
+            max_requests_per_second=None,
+            **settings,
+        )
+        return self._stack.enter_context(served(chosen))
 
     def wait_for_life(self) -> None:
         assert self._api is not None

@@ -5,7 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from tests.promises import crowd, disks, engines, rolling, submitting, training, webhooks, workers
+from tests.promises import (
+    any_request,
+    collector,
+    crowd,
+    disks,
+    engines,
+    guessing,
+    hostile,
+    rolling,
+    rot,
+    stolen,
+    submitting,
+    training,
+    uploading,
+    webhooks,
+    workers,
+)
 from tests.promises.outcome import Outcome
 from tests.promises.place import Place
 
@@ -68,6 +84,8 @@ CROWDS = (
     Row("P25", "watchers of one job", crowd.many_watch_one_job, 50, 1000, "end to heard"),
     Row("P26", "one tenant floods two workers", crowd.one_tenant_floods, 3, 20, "first start to its starts"),
 )
+_STOLEN = Row("P32", "database dump stolen", stolen.dump_is_stolen, 6, 200, "dumping it")
+_RACING = Row("P34", "collector races jobs", collector.collector_races_jobs, 15, 100, "a collection")
 ROWS = (
     Row("P1", "api killed at any moment", submitting.api_killed_at_any_moment, 5, 200, "kill to serving again"),
     Row(
@@ -95,6 +113,7 @@ ROWS = (
         "P13", "disk full on checkpoint, artifact", disks.job_on_a_full_disk, 2, 20, "space to done", disk_megabytes=96
     ),
     Row("P15", "killed while publishing", disks.killed_while_publishing, 20, 200, "clearing up", on_postgres=True),
+    Row("P16", "a stored bit flips", rot.a_bit_flips, 4, 200, "flip to judged"),
     Row("P18", "cancel against success", engines.cancel_against_success, 10, 1000, "asked to cancelled"),
     Row("P18", "cancel of one that defies", engines.cancel_of_one_that_defies, 1, 20, "asked to all gone"),
     Row("P21", "worker told to stop", workers.worker_stops, 0, 20, "told to claimed again"),
@@ -120,6 +139,13 @@ ROWS = (
         needs_root=True,  # for a host's own name
     ),
     *CROWDS,
+    Row("P28", "upload drops, or api killed", uploading.upload_drops, 8, 200, "asked to told"),
+    Row("P30", "hostile network file", hostile.hostile_files, 16, len(hostile.FILES), "sent to judged"),
+    Row("P30", "engine that tries to get out", hostile.engine_tries_to_get_out, 1, 20, "submit to ended"),
+    Row("P31", "guessed ids of another tenant", guessing.ids_of_another_tenant, 1, 2000, "three answers"),
+    *(replace(_STOLEN, on_postgres=on_postgres) for on_postgres in (False, True)),
     Row("P33", "webhook's receiver away for days", webhooks.receiver_away_for_days, 2, 200, "sending it once"),
+    *(replace(_RACING, on_postgres=on_postgres) for on_postgres in (False, True)),
+    Row("P35", "drawn requests", any_request.drawn_requests, any_request.SHORT, 10_000, "an answer"),
 )
 """Lease faults at full clocks cost minutes each, so the short table has none of them."""

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import socket
 import stat
 import subprocess
 import sys
 import sysconfig
 import tempfile
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +17,15 @@ import pytest
 
 from models.messages import CONTROL_QUEUE, queue_of
 from tests.worker import escapes
+from tests.worker.aims import PROGRAM, REFUSED, WORKS, Aims, found
 from tests.worker.fleet import Fleet, until
 from worker import landlock, sandbox
-from worker.profiles import BASE, CUDA, DDP, LOADER, PROFILES, Profile
+from worker.profiles import BASE, CUDA, DDP, LOADER, PROFILES
 from worker.sandbox import Limits, Sandbox
 
-PROGRAM = Path(escapes.__file__)
-REFUSED = {"EPERM", "EACCES", "EXDEV"}
 OPEN_WITH_A_NETWORK = {"internet_socket", "netlink_socket"}
 """Of a network in which nobody else is: there a port of the machine does not answer, and a pair stays a pair."""
 NEEDS_A_NETWORK = pytest.mark.skipif(not sandbox.has_networks(), reason="engines can have no network of their own here")
-WORKS = {"socketpair": True, "moved": True, "own status": True, "random": True}
 
 NEEDS_MORE_THAN_A_USER = {
     *("mount", "change_root", "bpf", "perf_event", "io_uring", "userfaultfd", "new_user_namespace", "become_root"),
@@ -45,58 +40,11 @@ NEEDS_MORE_THAN_A_USER = {
 AIMLESS = {"blob": "x", "database": "x", "outside": "x", "socket": "x", "worker": "1", "port": "1"}
 
 
-class Place:
-    """A run folder as a worker makes it, and things beside it that an engine must not reach."""
-
-    def __init__(self, folder: Path) -> None:
-        self.root, self.job = folder / "run", folder / "run" / "job"
-        self.job.mkdir(parents=True)
-        self.others = folder / "others"
-        self.others.mkdir()
-        for name in ("blob", "database", "outside"):
-            (self.others / name).write_text(f"the {name} of others")
-        # The path of a socket has room for 107 characters.
-        self._short = tempfile.mkdtemp(dir="/tmp")
-        self._broker = socket.socket(socket.AF_UNIX)
-        self._broker.bind(f"{self._short}/broker")
-        self._broker.listen()
-        self._port = socket.create_server(("127.0.0.1", 0))
-        aims = {name: str(self.others / name) for name in ("blob", "database", "outside")}
-        self.aims = aims | {"socket": f"{self._short}/broker", "worker": str(os.getpid())}
-        self.aims["port"] = str(self._port.getsockname()[1])
-
-    def close(self) -> None:
-        self._broker.close()
-        self._port.close()
-        shutil.rmtree(self._short)
-
-    def command(self, do: str) -> list[str]:
-        request = self.root / "request.json"
-        request.write_text(json.dumps({"folder": str(self.job), "spec": {"metadata": {"do": do, **self.aims}}}))
-        return [sys.executable, "-P", str(PROGRAM), str(request)]
-
-    def run(self, do: str, profile: Profile = BASE, **changes: Any) -> dict[str, Any]:
-        confined = replace(Sandbox(profile, self.root, (self.job,), Limits(cpu_seconds=60)), **changes)
-        process = sandbox.start(self.command(do), {}, confined)
-        _, errors = process.communicate()
-        return found(errors.decode())
-
-    def is_untouched(self) -> bool:
-        names = sorted(path.name for path in self.others.iterdir())
-        whole = all(path.read_text() == f"the {path.name} of others" for path in self.others.iterdir())
-        return names == ["blob", "database", "outside"] and whole
-
-
 @pytest.fixture
-def place(tmp_path: Path) -> Iterator[Place]:
-    place = Place(tmp_path)
+def place(tmp_path: Path) -> Iterator[Aims]:
+    place = Aims(tmp_path)
     yield place
     place.close()
-
-
-def found(log: str) -> dict[str, Any]:
-    line: dict[str, Any] = json.loads(log.splitlines()[-1])
-    return line
 
 
 def assert_all_refused(answers: dict[str, Any], *, network: bool = False) -> None:
@@ -105,26 +53,7 @@ def assert_all_refused(answers: dict[str, Any], *, network: bool = False) -> Non
     assert open_ways == (OPEN_WITH_A_NETWORK if network else set())
 
 
-def test_a_job_finds_no_way_out_of_the_sandbox(fleet: Fleet, tmp_path: Path) -> None:
-    place = Place(tmp_path / "place")
-    try:
-        worker = fleet.start("device", SUBJECT=PROGRAM.name)
-        blob = next((fleet.folder / "blobs").glob("??/??/*"))
-        database = fleet.database.engine.url.database
-        aims = {"blob": str(blob), "database": str(database), "socket": str(fleet.valkey.socket)}
-        spec = fleet.spec("all", place.aims | aims | {"worker": str(worker.pid)})
-        job_id = fleet.submit_spec(spec)
-        assert fleet.wait(job_id).status == "failed"
-        answers = found(fleet.log(job_id))
-        assert len(escapes.WAYS) > 50
-        assert_all_refused(answers)
-        assert answers["works"] == WORKS
-        assert place.is_untouched()
-    finally:
-        place.close()
-
-
-def test_without_the_sandbox_the_ways_are_open(place: Place) -> None:
+def test_without_the_sandbox_the_ways_are_open(place: Aims) -> None:
     done = subprocess.run(place.command("all"), capture_output=True, text=True, check=False)
     answers = found(done.stderr)
     needed = set(escapes.WAYS) - NEEDS_MORE_THAN_A_USER
@@ -136,7 +65,7 @@ def test_without_the_sandbox_the_ways_are_open(place: Place) -> None:
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=NEEDS_A_NETWORK if PROFILES[name].network else ()) for name in sorted(PROFILES)]
 )
-def test_every_profile_closes_every_way(place: Place, name: str) -> None:
+def test_every_profile_closes_every_way(place: Aims, name: str) -> None:
     answers = place.run("all", PROFILES[name])
     answers = {way: "EPERM" if answer == "EAGAIN" else answer for way, answer in answers.items()}
     assert_all_refused(answers, network=PROFILES[name].network)
@@ -145,7 +74,7 @@ def test_every_profile_closes_every_way(place: Place, name: str) -> None:
 
 
 @NEEDS_A_NETWORK
-def test_only_where_it_is_set_so_an_engine_shares_the_network_of_the_machine(place: Place) -> None:
+def test_only_where_it_is_set_so_an_engine_shares_the_network_of_the_machine(place: Aims) -> None:
     way = "connect_to_a_port_of_the_machine"
     assert place.run(way, DDP) == {way: "ECONNREFUSED"}
     assert place.run(way, DDP, shares_network=True) == {way: "escaped"}
@@ -153,7 +82,7 @@ def test_only_where_it_is_set_so_an_engine_shares_the_network_of_the_machine(pla
 
 
 @pytest.mark.parametrize("abi", range(1, landlock.NEWEST_ABI))
-def test_what_an_older_landlock_lacks_is_closed_all_the_same(place: Place, abi: int) -> None:
+def test_what_an_older_landlock_lacks_is_closed_all_the_same(place: Aims, abi: int) -> None:
     answers = place.run("all", landlock_abi=abi)
     assert_all_refused(answers)
     assert answers["works"] == WORKS | {"moved": abi > 1}
@@ -182,7 +111,7 @@ def test_a_bomb_ends_its_job_with_its_code_in_one_attempt(fleet: Fleet, do: str,
     until(lambda: not fleet.engines() and not fleet.runs_on_disk(), "nothing to be left")
 
 
-def test_processes_threads_and_single_requests_have_their_limits(place: Place) -> None:
+def test_processes_threads_and_single_requests_have_their_limits(place: Aims) -> None:
     limits = Limits(cpu_seconds=60, memory_bytes=1 << 30, disk_bytes=50 << 20, tasks=100)
     assert place.run("fork_bomb", limits=limits) == {"fork_bomb": BASE.processes - 1}
     assert place.run("thread_bomb", limits=limits) == {"thread_bomb": 99}
@@ -190,7 +119,7 @@ def test_processes_threads_and_single_requests_have_their_limits(place: Place) -
     assert place.run("disk_bomb_of_one_file", limits=limits) == {"disk_bomb_of_one_file": "EFBIG"}
 
 
-def test_what_opens_an_upload_starts_no_process(place: Place) -> None:
+def test_what_opens_an_upload_starts_no_process(place: Aims) -> None:
     assert place.run("fork_bomb", LOADER) == {"fork_bomb": 0}
     assert place.run("thread_bomb", LOADER) == {"thread_bomb": Limits(cpu_seconds=1).tasks - 1}
 
@@ -201,7 +130,7 @@ def _run(command: list[str], confined: Sandbox, **environment: str) -> tuple[int
     return process.returncode, (output + errors).decode()
 
 
-def test_a_job_may_start_its_own_interpreter_again(place: Place) -> None:
+def test_a_job_may_start_its_own_interpreter_again(place: Aims) -> None:
     code = "import subprocess, sys; print(subprocess.check_output([sys.executable, '-c', 'print(6 * 7)']))"
     for profile in (BASE, CUDA):
         confined = Sandbox(profile, place.root, (place.job,), Limits(cpu_seconds=60))
@@ -209,7 +138,7 @@ def test_a_job_may_start_its_own_interpreter_again(place: Place) -> None:
 
 
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="no compiler here")
-def test_only_a_job_that_compiles_may_start_a_compiler(place: Place) -> None:
+def test_only_a_job_that_compiles_may_start_a_compiler(place: Aims) -> None:
     (place.job / "a.c").write_text("#include <math.h>\nint answer(void) { return 42; }\n")
     command = ["gcc", "-shared", "-fPIC", "-o", str(place.job / "a.so"), str(place.job / "a.c")]
     code = f"import subprocess, ctypes; subprocess.run({command!r}, check=True)"
@@ -224,7 +153,7 @@ def test_only_a_job_that_compiles_may_start_a_compiler(place: Place) -> None:
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not Path("/dev/nvidiactl").exists(), reason="no NVIDIA device here")
-def test_a_job_on_a_device_computes_there(place: Place) -> None:
+def test_a_job_on_a_device_computes_there(place: Aims) -> None:
     confined = Sandbox(CUDA, place.root, (place.job,), Limits(cpu_seconds=60))
     code = "import torch; print(torch.ones(3, device='cuda').sum().item())"
     assert _run([sys.executable, "-c", code], confined, HOME=str(place.job)) == (0, "3.0\n")
@@ -283,7 +212,7 @@ def _python_for_all(folder: Path) -> Path:
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
 @pytest.mark.parametrize("who", ["root, whose engine can be another user", "root, whose engine cannot", "a user"])
 def test_an_engine_has_no_capability_and_where_root_starts_it_a_user_of_its_own(reachable: Path, who: str) -> None:
-    place = Place(reachable / "place")
+    place = Aims(reachable / "place")
     try:
         python = _python_for_all(reachable / "python")
         program = shutil.copy(PROGRAM, reachable / "escapes.py")
