@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 from models.criterion_rules import scaled_layers
 from models.factorize_foretell import taken_off
 from models.inspection import GroupInfo, NetworkInspection
+from models.lowbit_policy import EIGHT_BITS
 from models.lowbit_rules import codings_of
 from models.prune_policy import Policy, layers_of, policy_for, removable_counts
 from models.prune_search import Levels, alike, goal, nearest, own_wanted, reach
@@ -141,15 +142,19 @@ def _in_integers(quantities: dict[str, Bounds], network: NetworkInspection) -> d
 
 
 def _in_codes(step: LowBitStep, quantities: dict[str, Bounds], network: NetworkInspection, *, whole: bool) -> Bounds:
-    """Exactly what is stored of the `whole` network, before anything is deflated, unless layers share a weight; else no
-    more than now, and no less than if every weight took as few bits as any."""
+    """Exactly what is stored of the `whole` network, before anything is deflated, unless layers share a weight or a
+    floor may give some 8 bits; else no more than now, and no less than if every weight took as few bits as any."""
     before = quantities["bytes"]
     codings = codings_of(step, network)
     layers = [layer for layer in network.layers if layer.name in codings]
     shared = sum(layer.parameters for layer in network.layers) > network.parameters
     if whole and not shared and before.least == before.most:
-        saved = sum(4 * math.prod(layer.shape) - codings[layer.name].stored_bytes(layer.shape) for layer in layers)
-        return Bounds(before.least - saved, before.most - saved)
+        few = [codings[layer.name].stored_bytes(layer.shape) for layer in layers]
+        more = few
+        if step.floor is not None:  # Which layers take 8 bits is seen when it is done.
+            more = [max(least, EIGHT_BITS.stored_bytes(layer.shape)) for least, layer in zip(few, layers, strict=True)]
+        floats = sum(4 * math.prod(layer.shape) for layer in layers)
+        return Bounds(before.least - floats + sum(few), before.most - floats + sum(more))
     fewest = min((coding.bits / coding.dimension for coding in codings.values()), default=32.0)
     return Bounds(math.floor(before.least * min(1.0, fewest / 32)), before.most)
 

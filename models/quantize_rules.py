@@ -18,7 +18,7 @@ DYNAMIC_KINDS = frozenset({"LSTM", "Linear"})
 def data_needed_for(step: Step) -> str | None:
     """Why `step` needs data, where it is one of `quantize` that does."""
     if isinstance(step, LowBitStep):
-        return "to train on" if step.epochs else None
+        return "to train on" if step.epochs else "to hold its `floor` against" if step.floor else None
     if isinstance(step, QatStep):
         return "to calibrate with and to train on"
     return "to calibrate with" if isinstance(step, QuantizeStep) else None

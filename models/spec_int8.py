@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from models.spec_optimizer import LearningRate
 from models.spec_train import Training
-from models.spec_types import Glob, Strict
+from models.spec_types import Floor, Glob, Strict
 
 Ranges = Literal["minmax", "entropy", "percentile", "mse"]
 WeightRanges = Literal["minmax", "mse"]
@@ -38,16 +38,6 @@ class LayerInt8(Strict):
         if not self.skip and own == (None, None, None):
             raise ValueError("give skip, ranges, symmetric or weight_ranges")
         return self
-
-
-class Floor(Strict):
-    """How far 8 bits may let the metric that decides (agreement without labels) fall on the validation data, from what
-    it was before the step. Where it falls further the layers that add most noise stay in floating point."""
-
-    max_metric_drop: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
-    samples: Annotated[int, Field(ge=1, le=1_000_000)] | None = Field(
-        default=None, description="Validation samples to measure on; all by default."
-    )
 
 
 class Int8Choices(Strict):
@@ -81,7 +71,9 @@ class Int8Choices(Strict):
         description="Take from each bias what rounding adds to its channel on average (Nagel et al., 2019).",
     )
     floor: Floor | None = Field(
-        default=None, description="Keep layers in floating point until no more than this is lost; before any training."
+        default=None,
+        description="Keep layers in floating point until no more than this is lost, as few as needed and those first "
+        "that alone add most noise; before any training.",
     )
     layers: Annotated[list[LayerInt8], Field(max_length=1000)] = Field(default=[])
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from models.spec_train import Training
-from models.spec_types import Glob, Strict
+from models.spec_types import Floor, Glob, Strict
 
 LowBitScheme = Literal["int4", "ternary", "binary", "codebook"]
 WeightRange = Literal["minmax", "mse"]
@@ -61,6 +61,11 @@ class LowBitStep(Training):
         default="same",
         description="The first and the last layer in the order they run, and embeddings: like the others, 8-bit "
         "integers (one scale an output), or as they are.",
+    )
+    floor: Floor | None = Field(
+        default=None,
+        description="Store layers as 8-bit integers (one scale an output) until no more than this is lost, as few as "
+        "needed and those first that alone add most noise; before any training.",
     )
     layers: Annotated[list[LowBitLayer], Field(max_length=1000)] = Field(default=[])
 

@@ -22,3 +22,13 @@ class LayerChoice(Strict):
 
     match: Glob
     skip: Literal[True]
+
+
+class Floor(Strict):
+    """How far fewer bits may let the metric that decides (agreement without labels) fall on the validation data, from
+    what it was before the step. Where it falls further the layers that add most noise keep more bits."""
+
+    max_metric_drop: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
+    samples: Annotated[int, Field(ge=1, le=1_000_000)] | None = Field(
+        default=None, description="Validation samples to measure on; all by default."
+    )

@@ -53,6 +53,12 @@ REFUSED: dict[str, tuple[Spec, NetworkInspection, str, str]] = {
         "/steps/0",
         "The `quantize` step needs data to train on; labels are not needed.",
     ),
+    "a floor without data": (
+        spec([few(floor={"max_metric_drop": 0.01})]),
+        RESNET,
+        "/steps/0",
+        "The `quantize` step needs data to hold its `floor` against; labels are not needed.",
+    ),
     "binary after zeros": (
         spec([SPARSE, few("binary")]),
         RESNET,

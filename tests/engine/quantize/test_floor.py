@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from models.spec import QatStep, QuantizeStep
-from models.spec_int8 import Floor
+from models.spec_types import Floor
 from tests.engine.subjects import dataset_for, lifted, run_in
 from worker.engine.measure.compare import outputs_of
 from worker.engine.quantize.qat.step import run as train_in_8_bits

@@ -15,10 +15,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from models.errors import Code, Failure
-from models.lowbit_policy import LOW_BIT_KINDS, Coding, coding_of, ends, is_worth_it
+from models.lowbit_policy import EIGHT_BITS, LOW_BIT_KINDS, Coding, coding_of, ends, is_worth_it
 from models.spec import FinetuneStep, LowBitStep, Training
+from models.spec_types import Floor
 from models.statuses import Phase
 from worker.engine.graph.coded import SOURCE, Coded, holders, make_weight
+from worker.engine.lowbit.floor import Versions, take_more
 from worker.engine.lowbit.learn import CodebookWeight, GridWeight, learning
 from worker.engine.measure.compare import decibels, outputs_of
 from worker.engine.run import Run
@@ -61,6 +63,9 @@ def run(subject: Subject, step: LowBitStep, run: Run) -> dict[str, Any]:
             weight = subject.graph.get_parameter(each.parameter)
             sources[each.parameter] = learning(weight, each.coding, run.spec.seed + index, mask)
             run.progress((index + 1) / len(chosen))
+    floor = None
+    if step.floor is not None:
+        chosen, floor = _hold_floor(subject, chosen, sources, step.floor, run)
     stored_right_away = {name: source.coded() for name, source in sources.items()}
     weight_sqnr_db = {
         each.layers[0]: _sqnr_db(exact.get_parameter(each.parameter), stored_right_away[each.parameter].values())
@@ -84,6 +89,7 @@ def run(subject: Subject, step: LowBitStep, run: Run) -> dict[str, Any]:
             layer: _row(each, subject.coded[each.parameter]) for each in chosen for layer in each.layers
         },
         "kept_float": kept,
+        "floor": floor,
         "weight_sqnr_db": weight_sqnr_db,
         "sqnr_db": sqnr_db,
         "bytes_before": _bytes(subject.graph),
@@ -140,6 +146,33 @@ def choose(graph: fx.GraphModule, step: LowBitStep) -> tuple[list[_Chosen], dict
         else:
             chosen[id(weight)] = _Chosen(f"{name}.weight", tuple(other for other, _, _ in others), coding)
     return list(chosen.values()), kept
+
+
+def _hold_floor(
+    subject: Subject,
+    chosen: list[_Chosen],
+    sources: dict[str, GridWeight | CodebookWeight],
+    floor: Floor,
+    run: Run,
+) -> tuple[list[_Chosen], dict[str, Any]]:
+    """`chosen` with 8 bits where the floor wants them, for which `sources` gets others; and what was found."""
+    weights = {name: source.coded().values() for name, source in sources.items()}
+    other: dict[str, Versions] = {}
+    for each in chosen:
+        weight = subject.graph.get_parameter(each.parameter)
+        if each.coding != EIGHT_BITS and is_worth_it(EIGHT_BITS, weight.shape):
+            eight = GridWeight(weight, EIGHT_BITS).coded().values()
+            other[each.parameter] = Versions(weights.pop(each.parameter), eight)
+    raised, details = take_more(subject, weights, other, floor, run)
+    for name in raised:
+        sources[name] = GridWeight(subject.graph.get_parameter(name), EIGHT_BITS)
+    told = [replace(each, coding=EIGHT_BITS) if each.parameter in raised else each for each in chosen]
+    layers = {each.parameter: each.layers[0] for each in chosen}
+    alone = details["sqnr_db_alone"]
+    return told, details | {
+        "in_8_bits": [layers[name] for name in raised],
+        "sqnr_db_alone": None if alone is None else {layers[name]: value for name, value in alone.items()},
+    }
 
 
 def layers_in_order(graph: fx.GraphModule) -> list[tuple[str, str]]:
