@@ -277,3 +277,28 @@ def test_zeros_around_an_image_count_in_the_maximum_of_negative_values(tmp_path:
         expected = subject.graph(*inputs)
     found = in_onnxruntime(exported(subject.graph, subject, tmp_path), subject, inputs)
     assert relative_difference([expected], found) < 1e-5
+
+
+class _ClampsInPlace(nn.Module):
+    """Of a value that nobody else has, and of one that a view shares."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = self.second(nn.functional.hardtanh(self.first(image), -0.1, 0.2, inplace=True))
+        part = x[:, :2]
+        nn.functional.relu6(x, inplace=True)
+        return torch.cat([part, x], 1)
+
+
+def test_clamps_in_place_change_what_shares_the_value(tmp_path: Path) -> None:
+    subject = lifted(_ClampsInPlace(), (torch.randn(2, 3, 8, 8),), tmp_path)
+    path = exported(subject.graph, subject, tmp_path)
+    inputs = subject.example_inputs(3)
+    with torch.no_grad():
+        expected = outputs_of(subject.graph(*inputs))
+    assert relative_difference(expected, in_onnxruntime(path, subject, inputs)) < 1e-6
+    assert float(expected[0].min()) == 0.0
+    assert Counter(node.op_type for node in onnx.load(path).graph.node)["Clip"] == 2

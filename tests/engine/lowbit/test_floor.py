@@ -49,7 +49,7 @@ def step(drop: float, **fields: int) -> Int4Step:
         range="minmax",
         floor=Floor(max_metric_drop=drop),
         **fields,
-    )  # type: ignore[arg-type]
+    )
 
 
 @pytest.mark.parametrize("epochs", [0, 1])
