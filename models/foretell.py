@@ -73,37 +73,38 @@ class _Counted:
 
 
 def foretell(steps: Sequence[Step], network: NetworkInspection) -> list[Left]:
-    """One for each step; none for a network that was inspected before sizes were kept, nor from a step on that takes
-    whole groups, since what else goes with their branches is seen when it is done, or that cuts channels where layers
-    were taken apart."""
+    """One for each step; none for a network that was inspected before sizes were kept. From a step on that takes whole
+    groups, since what else goes with their branches is seen when it is done, or that cuts channels where layers were
+    taken apart, only what is there at most is known."""
     if network.sizes is None:
         return []
     least = most = tuple(group.units for group in network.groups)
     start = least
-    shrunk = apart = False
+    shrunk = apart = open_below = False
     at_least, at_most = (dict.fromkeys(QUANTITIES, 0) for _ in range(2))  # What taking layers apart takes off.
     found: list[Left] = []
     for step in steps:
-        if isinstance(step, PruneStep) and (step.structure == "groups" or apart):
-            break
         asked: dict[str, int] = {}
-        if isinstance(step, PruneStep):
-            if least == most and network.sizes.exact:
+        if isinstance(step, PruneStep) and not open_below:
+            if least == most and network.sizes.exact and not apart:
                 asked = _asked(step, network.sizes.most, most)
-            least, most = _after(step, network, least, most)
-        if isinstance(step, FactorizeStep):
+            if step.structure == "groups" or apart:
+                open_below = True
+            else:
+                least, most = _after(step, network, least, most)
+        if isinstance(step, FactorizeStep) and not open_below:
             asked = _asked_of_layers(step, found[-1].quantities if found else _quantities(network.sizes, least, most))
             less, more = taken_off(step, network, sizes_are_known=least == most == start and not apart)
             at_least = {name: count + less[name] for name, count in at_least.items()}
             at_most = {name: count + more[name] for name, count in at_most.items()}
             apart = True
         shrunk = shrunk or isinstance(step, QuantizeStep | QatStep | AutoStep | DynamicStep | Storage)
-        units = tuple(Bounds(*pair) for pair in zip(least, most, strict=True))
+        units = tuple(Bounds(0 if open_below else fewest, count) for fewest, count in zip(least, most, strict=True))
         quantities = {
-            name: Bounds(max(0, bounds.least - at_most[name]), bounds.most - at_least[name])
+            name: Bounds(0 if open_below else max(0, bounds.least - at_most[name]), bounds.most - at_least[name])
             for name, bounds in _quantities(network.sizes, least, most).items()
         }
-        before, whole = quantities["bytes"], least == most == start and not apart
+        before, whole = quantities["bytes"], least == most == start and not apart and not open_below
         if shrunk:
             quantities = _in_integers(quantities, network)
         if isinstance(step, LowBitStep):

@@ -14,8 +14,9 @@ from models.errors import Code, Failure
 from models.factorize_rules import FACTORABLE_KINDS
 from models.factors import resolve_factorize
 from models.foretell import Bounds, foretell
-from models.spec import FactorizeStep
+from models.spec import FactorizeStep, PruneStep
 from tests.engine.factorize.products import multiplied_out
+from tests.engine.prune.pruning import prune
 from tests.engine.subjects import dataset_for, lifted, run_in, subject_of
 from tests.networks import NETWORKS
 from worker.engine.checkpoint import restore_checkpoint, save_checkpoint
@@ -337,3 +338,15 @@ def test_else_the_sizes_are_within_what_is_foretold(fields: dict[str, Any], tmp_
         assert left.quantities[quantity].least <= count < left.quantities[quantity].most
     if "amount" in fields:
         assert left.asked["macs"] == pytest.approx(sizes(subject)["macs"], rel=0.03)
+
+
+def test_after_a_cut_of_what_was_taken_apart_the_sizes_are_foretold_from_above_alone(tmp_path: Path) -> None:
+    subject = subject_of("resnet18")
+    asked = {"rank": {"ratio": 0.25}}
+    pruned = PruneStep.model_validate({"step": "prune", "amount": {"channels": 0.5}})
+    apart, cut = foretell([step(**asked), pruned], describe_network(subject, "pt2"))
+    factorized(subject, tmp_path, **asked)
+    prune(subject, tmp_path, amount={"channels": 0.5})
+    for name, count in sizes(subject).items():
+        assert cut.quantities[name] == Bounds(0, apart.quantities[name].most)
+        assert 0 < count < cut.quantities[name].most

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -164,12 +165,24 @@ def test_masks_of_layers_that_go_are_forgotten_and_the_others_kept(tmp_path: Pat
     assert all(torch.equal(mask, before[name]) for name, mask in subject.masks.items())
 
 
-def test_sizes_after_it_are_not_foretold() -> None:
-    network = describe_network(subject_of("resnet18"), "pt2")
+def test_sizes_after_it_are_foretold_from_above_alone(tmp_path: Path) -> None:
+    subject = subject_of("resnet18")
+    network = describe_network(subject, "pt2")
     assert next(group.id for group in network.groups if group.whole) == "layer1.0.conv1"
     channels = PruneStep.model_validate({"step": "prune", "amount": {"channels": 0.5}})
-    groups = PruneStep.model_validate({"step": "prune", "amount": {"channels": 0.5}, "structure": "groups"})
-    assert len(foretell([channels, groups, channels], network)) == 1
+    groups = PruneStep.model_validate({"step": "prune", "amount": {"macs": 0.3}, "structure": "groups"})
+    first, second, third = foretell([channels, groups, channels], network)
+    assert {bounds.least for bounds in (*second.units, *second.quantities.values())} == {0}
+    assert [bounds.most for bounds in second.units] == [bounds.most for bounds in first.units]
+    assert {name: bounds.most for name, bounds in second.quantities.items()} == {
+        name: bounds.most for name, bounds in first.quantities.items()
+    }
+    assert third == replace(second, asked={})
+    (alone,) = foretell([groups], network)
+    prune(subject, tmp_path, structure="groups", amount={"macs": 0.3})
+    left = sum(macs(subject.graph, subject.example_inputs()).values())
+    assert alone.quantities["parameters"].most > parameters(subject.graph)
+    assert alone.quantities["macs"].most > left == pytest.approx(alone.asked["macs"], rel=0.1)
 
 
 def test_a_network_without_branches_is_refused(tmp_path: Path) -> None:
