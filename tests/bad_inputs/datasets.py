@@ -144,14 +144,29 @@ ROWS: tuple[Row, ...] = (
     row(
         83,
         "image of 64 megapixels in a few kilobytes",
-        data(lambda _: pictures({"one/bad.png": BAD["huge"][0]()}), None, warning="images_skipped"),
-        data(lambda _: pictures({"one/bad.png": BAD["far_too_huge"][0]()}), None, warning="images_skipped"),
+        data(
+            lambda _: pictures({"one/bad.png": BAD["huge"][0]()}),
+            None,
+            "1 skipped; the first",
+            warning="images_skipped",
+        ),
+        data(
+            lambda _: pictures({"one/bad.png": BAD["far_too_huge"][0]()}),
+            None,
+            "1 skipped; the first",
+            warning="images_skipped",
+        ),
     ),
     row(
         84,
         "images that cannot be used",
         *(
-            data(lambda _, kind=kind: pictures({"one/bad.png": BAD[kind][0]()}), None, warning="images_skipped")
+            data(
+                lambda _, kind=kind: pictures({"one/bad.png": BAD[kind][0]()}),
+                None,
+                "1 skipped; the first",
+                warning="images_skipped",
+            )
             for kind in ("truncated", "animated", "cmyk", "sixteen_bit", "empty", "zero_size")
         ),
         data(

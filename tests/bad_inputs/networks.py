@@ -95,6 +95,7 @@ def job_without_anything_to_prune(place: Place) -> None:
     refused = place.client.post("/jobs", json={"model": network, "steps": [PRUNE]})
     [error] = problem_of(refused, 422, "invalid_spec")["errors"]
     assert error["pointer"] == "/steps/0"
+    assert "No channels of this network can be removed" in error["message"]
 
 
 def tied_weights(place: Place) -> None:

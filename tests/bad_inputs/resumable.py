@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from sqlalchemy import update
+from sqlalchemy import func, select, update
 
 from models.database import now
 from models.errors import Code
@@ -22,6 +22,16 @@ def part_cut_short(place: Place) -> None:
         assert silent.recv(65536).startswith(b"HTTP/1.1 408 ")
     assert tus.offset(place.client, path) == 4000
     assert tus.patch(place.client, path, 4000, bytes(6000)).status_code == 204
+
+
+def nothing_reserved(place: Place) -> None:
+    """As many uploads as may be open still are."""
+    over = {**tus.VERSION, "Upload-Length": str(129 << 20)}
+    for _ in range(2):
+        answer = place.client.post("/uploads", headers=over)
+        assert answer.headers["tus-max-size"] == str(128 << 20)
+    with place.api.service.database.read() as session:
+        assert session.scalar(select(func.count()).where(ResumableUpload.tenant == place.tenant)) == 0
 
 
 def wrong_offset(place: Place) -> None:
@@ -88,7 +98,7 @@ ROWS: tuple[Row, ...] = (
             Code.TOO_LARGE,
             headers={**tus.VERSION, "Upload-Length": str(129 << 20)},
         ),
-        Call("GET /models", 200),
+        nothing_reserved,
     ),
     row(10, "PATCH at a wrong offset", wrong_offset),
     row(11, "bytes beyond the declared length", beyond_the_length),

@@ -37,7 +37,7 @@ class File:
     """A file with a payload, if any, that makes the canary. `code`: the refusal, and `says` a part of its message.
 
     `at_once`: the first bytes or the length show it, so the upload is a 422; otherwise it is stored, inspected and
-    `rejected`. Without `code` it is read, with `warning` where that is given.
+    `rejected`. Without `code` it is read, with `warning` where that is given, whose message then has `says` in it.
     """
 
     content: bytes | Callable[[Path], bytes]
@@ -60,7 +60,8 @@ class File:
             shown = place.inspected(self.kind, content, **self.params)
             if self.code is None:
                 assert shown["status"] == "ready", shown["error"]
-                assert self.warning is None or self.warning in [notice["code"] for notice in shown["warnings"]]
+                notices = {notice["code"]: notice["message"] for notice in shown["warnings"]}
+                assert self.warning is None or self.says in notices[self.warning]
             else:
                 assert (shown["status"], shown["error"]["code"]) == ("rejected", self.code), shown["error"]
                 assert self.says in shown["error"]["message"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from typing import Any
 
@@ -135,6 +136,7 @@ def hostile_names(place: Place) -> None:
         stories.succeed(place.api, stories.start(place.api.service.database))
         page = place.client.get(f"/jobs/{job['id']}/report", headers={"Accept": "text/html"})
         assert page.headers["content-type"].startswith("text/html")
+        assert html.escape(name, quote=False) in page.text.replace("&#x27;", "'").replace("&#39;", "'")
         assert HOSTILE not in page.text
         assert "<script" not in page.text
     assert "csv" not in json.dumps(place.client.get("/openapi.json").json()["paths"])

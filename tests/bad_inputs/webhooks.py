@@ -12,24 +12,28 @@ from tests.bad_inputs.specs import PRUNE, Spec, network
 from tests.receivers import Receiver, answering
 from tests.worker import test_webhooks as sending
 
-BAD = [
-    "http://127.0.0.1/",
-    "http://127.0.0.1:8000/",
-    "https://127.0.0.1/",
-    "https://[::1]/",
-    "https://[::ffff:127.0.0.1]/",
-    "https://169.254.169.254/latest/meta-data/",
-    "https://2130706433/",
-    "https://0x7f000001/",
-    "https://017700000001/",
-    "https://user@hooks.example/",
-    "https://user:pass@hooks.example/",
-    "https://localhost/",
-    "https://no-such-host.invalid/",
-    "file:///etc/passwd",
-    "gopher://hooks.example/",
-    "https://hooks.example:22/",
-]
+_PRIVATE = "does not lead to public addresses alone"
+_NUMBER = "four decimal numbers"
+_SCHEME = "Only https://"
+BAD = {
+    "http://127.0.0.1/": _SCHEME,
+    "http://127.0.0.1:8000/": _SCHEME,
+    "https://127.0.0.1/": _PRIVATE,
+    "https://[::1]/": _PRIVATE,
+    "https://[::ffff:127.0.0.1]/": _PRIVATE,
+    "https://169.254.169.254/latest/meta-data/": _PRIVATE,
+    "https://2130706433/": _NUMBER,
+    "https://0x7f000001/": _NUMBER,
+    "https://017700000001/": _NUMBER,
+    "https://user@hooks.example/": "No user",
+    "https://user:pass@hooks.example/": "No user",
+    "https://localhost/": _PRIVATE,
+    "https://no-such-host.invalid/": _PRIVATE,
+    "file:///etc/passwd": _SCHEME,
+    "gopher://hooks.example/": _SCHEME,
+    "https://hooks.example:22/": "Port 22",
+}
+"""And why not: of a name that does not resolve here, everything would be refused."""
 BAD_WEBHOOKS: tuple[Any, ...] = (
     {},
     {"url": 1},
@@ -42,9 +46,9 @@ STRICT = sending.LOOPBACK.model_copy(update={"webhook_allowed": ()})
 
 def saved(place: Place) -> None:
     known = {"model": network(place)}
-    for url in BAD:
+    for url, reason in BAD.items():
         fields: dict[str, Any] = {"steps": [PRUNE], "webhook": {"url": url}}
-        Spec(fields, Code.INVALID_SPEC, "/webhook/url", known=known)(place)
+        Spec(fields, Code.INVALID_SPEC, "/webhook/url", reason, known=known)(place)
         dry = place.client.post("/jobs?dry_run=true", json=known | fields)
         assert [each["pointer"] for each in problem_of(dry, 422, "invalid_spec")["errors"]] == ["/webhook/url"]
     for webhook in BAD_WEBHOOKS:

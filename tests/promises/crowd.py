@@ -23,6 +23,8 @@ from tests.worker.fleet import until
 
 QUEUED = 10_000
 TENANTS = 20
+CLAIM_SECONDS, LIST_SECONDS = 0.05, 0.2
+QUOTA = 3
 
 
 def fill(place: Place) -> None:
@@ -74,6 +76,7 @@ def claim_among_ten_thousand(place: Place, injections: int) -> Outcome:
 
     outcome = Outcome(injections, seconds=_each(injections, claim))
     outcome.duplicated = len(taken) - len(set(taken))
+    outcome.require_p99(CLAIM_SECONDS, "a claim")
     return outcome
 
 
@@ -93,6 +96,7 @@ def list_among_ten_thousand(place: Place, injections: int) -> Outcome:
         outcome.seconds = _each(injections, page)
     whole_rounds = injections * 50 // (QUEUED // TENANTS)
     outcome.duplicated = 0 if whole_rounds else len(seen) - len(set(seen))
+    outcome.require_p99(LIST_SECONDS, "a page")
     return outcome
 
 
@@ -130,7 +134,21 @@ def one_tenant_floods(place: Place, injections: int) -> Outcome:
     outcome.seconds = [at - starts[0][0] for at, is_quiet in starts if is_quiet]
     workers = {place.fleet.job(job_id).worker_id for job_id in flood}
     outcome.require(len(workers) == 2, "one worker did everything")
+    _beyond_its_quota(place, outcome)
     return outcome
+
+
+def _beyond_its_quota(place: Place, outcome: Outcome) -> None:
+    """With nobody to work, more than may wait is refused, with a time to come back."""
+    for worker in place.fleet.workers:
+        worker.kill()
+        worker.wait()
+    [flooding] = place.keys("t")
+    api = place.served(max_queued_jobs=QUOTA)
+    with api.with_key(flooding) as client:
+        answers = [client.post("/jobs", json=place.document(do="finish")) for _ in range(2 * QUOTA)]
+    outcome.require([each.status_code for each in answers] == [202] * QUOTA + [429] * QUOTA, str(answers))
+    outcome.require(all(int(each.headers["retry-after"]) >= 1 for each in answers[QUOTA:]), "no time to come back")
 
 
 def many_watch_one_job(place: Place, injections: int) -> Outcome:

@@ -17,7 +17,7 @@ from sqlalchemy import select
 
 from models.blobs import FolderBlobs
 from models.statuses import JobStatus
-from models.tables import Network
+from models.tables import Artifact, Network
 from tests.api.stories import a_pt2
 from tests.promises.outcome import Outcome
 from tests.promises.place import Place, full_disk
@@ -80,6 +80,9 @@ def job_on_a_full_disk(place: Place, injections: int) -> Outcome:
             error = place.fleet.job(failing[0]).error or {}
             outcome.require(error.get("code") == "disk_full", str(error))
             outcome.require("is not kept" in place.fleet.log(jobs[0]), "nothing was said of the lost checkpoint")
+            with place.fleet.database.read() as session:
+                given = session.scalars(select(Artifact.sha256).where(Artifact.job_id == failing[0])).all()
+            outcome.lost += sum(not place.fleet.blobs.verify(sha256) for sha256 in given)
         began = time.monotonic()
         place.account(outcome, [place.submit("finish", artifact_bytes=big)])
         outcome.seconds.append(time.monotonic() - began)

@@ -31,6 +31,11 @@ class Outcome:
         if not true:
             self.late.append(otherwise)
 
+    def require_p99(self, seconds: float, what: str) -> None:
+        """That no more than one in a hundred took longer."""
+        slow = sum(each > seconds for each in self.seconds)
+        self.require_in_time(slow <= len(self.seconds) // 100, f"{slow} times {what} took more than {seconds:g} s")
+
     def percentile(self, fraction: float) -> float | None:
         """By the nearest rank; None where nothing was timed."""
         ordered = sorted(self.seconds)

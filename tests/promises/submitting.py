@@ -8,17 +8,21 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from typing import Any
 
 import httpx
 from sqlalchemy import func, select
 
-from models.tables import Job
+from models import retention
+from models.database import now
+from models.tables import Idempotency, Job
 from tests.promises.outcome import Outcome
 from tests.promises.place import Place
 
 CLIENTS = 32
 ANSWER_SECONDS = 1.0
+START_SECONDS = 15.0
 
 
 def client_of(place: Place) -> httpx.Client:
@@ -80,6 +84,7 @@ def api_killed_at_any_moment(place: Place, injections: int) -> Outcome:
             stop.set()
             for each in clients:
                 each.result()
+    outcome.require(bool(jobs), "nothing was acknowledged")
     place.account(outcome, jobs)
     return outcome
 
@@ -106,7 +111,8 @@ def api_killed_between_commit_and_nudge(place: Place, injections: int) -> Outcom
 
 
 def many_clients_with_one_key(place: Place, injections: int) -> Outcome:
-    """Each time 32 clients send the same request with the same key while the api is killed among them."""
+    """Each time 32 clients send the same request with the same key while the api is killed among them. A day less a
+    minute later the key still stands for the same job; a day later it is forgotten."""
     outcome, jobs = Outcome(injections), list[str]()
     chance = random.Random(2)
     with client_of(place) as client, ThreadPoolExecutor(CLIENTS) as pool:
@@ -122,12 +128,29 @@ def many_clients_with_one_key(place: Place, injections: int) -> Outcome:
             outcome.seconds.append(time.monotonic() - began)
             outcome.duplicated += len(ids) - 1
             jobs += ids
+        _upkeep_after(place, timedelta(hours=23, minutes=59))
+        first = acknowledged(client, place.document(do="finish"), "key-0")
+        outcome.require(first in jobs, "within a day the key became another job")
         with place.fleet.database.read() as session:
             stored = session.scalar(select(func.count()).select_from(Job))
         outcome.duplicated += (stored or 0) - len(jobs)
+        _upkeep_after(place, timedelta(minutes=2))
+        with place.fleet.database.read() as session:
+            outcome.require(
+                not session.scalar(select(func.count()).select_from(Idempotency)), "keys are never forgotten"
+            )
         place.workers(devices=2)
         place.account(outcome, jobs)
     return outcome
+
+
+def _upkeep_after(place: Place, more: timedelta) -> None:
+    """Make keys so much older, and let go those that are too old."""
+    with place.fleet.database.transaction() as session:
+        for row in session.scalars(select(Idempotency)):
+            row.created_at -= more
+    with place.fleet.database.transaction() as session:
+        retention.expire_idempotency(session, now(session) - retention.IDEMPOTENCY_LIFETIME)
 
 
 def broker_hung_or_gone(place: Place, injections: int) -> Outcome:
@@ -179,4 +202,5 @@ def broker_forgets(place: Place, injections: int) -> Outcome:
             outcome.broken.append(f"after {number} times: {[place.moments(job_id) for job_id in jobs[-2:]]}")
             continue
         outcome.seconds.append(max(place.started(job_id) for job_id in jobs[-2:]) - forgot)
+    outcome.require_p99(START_SECONDS, "until a job began")
     return outcome

@@ -61,6 +61,7 @@ _STALL = {"MODELPRESS_STALL_SECONDS": "1"}
 _MEMORY = {"MODELPRESS_ENGINE_MEMORY_BYTES": str(256 << 20)}
 _STATES = {"MODELPRESS_CHECKPOINT_SECONDS": "5", "MODELPRESS_MAX_STRIKES": "1000"}
 _SCALED = (
+    Row("P4", "broker flushed, or restarted empty", submitting.broker_forgets, 4, 200, "flush to claimed"),
     Row("P8", "worker killed mid-job", workers.worker_killed, 1, 20, _AGAIN),
     Row(
         "P9",
@@ -71,7 +72,9 @@ _SCALED = (
         "stop to claimed again",
         on_postgres=True,  # of SQLite, a process frozen inside a write holds all of it until it goes on
     ),
-    Row("P11", "database away for two leases", workers.database_away, 1, 20, "back to served", on_postgres=True),
+    Row(
+        "P11", "database away for leases, ten minutes", workers.database_away, 1, 20, "back to served", on_postgres=True
+    ),
 )
 _QUEUED = (
     Row("P25", "10,000 queued: claim", crowd.claim_among_ten_thousand, 20, 500, "a claim"),
@@ -99,7 +102,6 @@ ROWS = (
     ),
     Row("P2", "32 clients, one key, api killed", submitting.many_clients_with_one_key, 3, 200, "sent to all answered"),
     Row("P3", "broker hung, then gone", submitting.broker_hung_or_gone, 10, 200, "submit to answer"),
-    Row("P4", "broker flushed, or restarted empty", submitting.broker_forgets, 4, 200, "flush to claimed"),
     Row("P7", "engine dies once", engines.engine_dies_once, 8, 200, "death to claimed again"),
     Row("P7", "engine dies each time", engines.engine_always_dies, 6, 200, "death to seen"),
     Row(

@@ -14,6 +14,8 @@ from tests.promises.outcome import Outcome
 from tests.promises.place import WORKER, Place
 from tests.worker.fleet import until
 
+AGAIN_SECONDS, STOP_SECONDS = 60.0, 30.0
+
 
 def _running(place: Place, number: int, gate: Path) -> str:
     """A job with a checkpoint that waits for `gate`."""
@@ -21,6 +23,12 @@ def _running(place: Place, number: int, gate: Path) -> str:
     job_id = place.submit("finish", seed=seed, timeout_s=86400, gate=str(gate), key=place.key(seed))
     until(lambda: any(event["type"] == "checkpoint" for event in place.fleet.events(job_id)), "its checkpoint", 60)
     return job_id
+
+
+def _goes_on(place: Place, outcome: Outcome, job_id: str) -> None:
+    """It made the one checkpoint that a whole run makes, so the last attempt began behind it."""
+    made = [event for event in place.fleet.events(job_id) if event["type"] == "checkpoint"]
+    outcome.require(len(made) == 1, f"{job_id} did not go on from its checkpoint")
 
 
 def worker_killed(place: Place, injections: int) -> Outcome:
@@ -39,8 +47,10 @@ def worker_killed(place: Place, injections: int) -> Outcome:
         gate.touch()
         place.account(outcome, [job_id], patience=60 + 60 * place.scale)
         outcome.require(fleet.job(job_id).attempt == 2, f"{job_id} has not two attempts")
+        _goes_on(place, outcome, job_id)
         outcome.seconds.append(place.started(job_id, 2) - killed)
         victim = heir
+    outcome.require_p99(AGAIN_SECONDS, "until another worker had it")
     return outcome
 
 
@@ -84,26 +94,31 @@ def worker_stops(place: Place, injections: int) -> Outcome:
         told = time.time()
         old.send_signal(signal.SIGTERM)
         outcome.require(old.wait(timeout=60) == 0, "the worker did not end well")
-        outcome.require(time.time() - told < 30, "the worker took more than 30 s to stop")
+        outcome.require_in_time(
+            time.time() - told < STOP_SECONDS, f"a worker took more than {STOP_SECONDS:g} s to stop"
+        )
         gate.touch()
         place.account(outcome, [job_id])
         outcome.require(fleet.job(job_id).strikes == 0, f"{job_id} has a strike")
+        _goes_on(place, outcome, job_id)
         outcome.seconds.append(place.started(job_id, 2) - told)
         old = new
+    outcome.require_p99(AGAIN_SECONDS, "until another worker had it")
     return outcome
 
 
 def database_away(place: Place, injections: int) -> Outcome:
-    """For two leases, again and again, under a running job and the api: 503 meanwhile, and the same attempt goes on."""
+    """For two leases, and every tenth time for ten minutes (by the row's clocks), under a running job and the api: 503
+    meanwhile, and the same attempt goes on."""
     outcome = Outcome(injections)
     fleet = place.fleet
     place.workers()
     gate = place.folder / "gate"
     job_id = _running(place, 0, gate)
     with httpx.Client(base_url=place.serve(), timeout=30, trust_env=False) as client:
-        for _ in range(injections):
+        for number in range(injections):
             place.postgres.stop(signal.SIGINT)
-            time.sleep(60 * place.scale)
+            time.sleep((600 if number % 10 == 1 else 60) * place.scale)
             answer = client.get("/jobs")
             outcome.require(answer.status_code == 503, f"the api answered {answer.status_code}")
             outcome.require("retry-after" in answer.headers, "the api did not say when to come back")
