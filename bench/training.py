@@ -32,7 +32,8 @@ from worker.engine.ingest.read import read_network
 from worker.engine.prune.step import run as prune
 from worker.engine.run import Run
 from worker.engine.subject import Subject
-from worker.engine.train import loop, measure
+from worker.engine.train import loop
+from worker.engine.train.measure_numerics import choose_numerics
 from worker.engine.train.numerics import Numerics
 from worker.engine.train.step import run as finetune
 
@@ -65,7 +66,7 @@ def training(console: Console) -> None:
 
 def _speeds(network: SmallResNet, data: Arrays, folder: Path) -> Table:
     subject, opened = _opened(folder)
-    chosen = measure.choose(
+    chosen = choose_numerics(
         Speed(precision="auto", channels_last="auto"),
         subject.graph,
         opened.train,

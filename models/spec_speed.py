@@ -12,9 +12,9 @@ Precision = Literal["float32", "tf32", "bfloat16", "float16"]
 
 
 class Speed(Strict):
-    """What makes steps faster at the price of other roundings. `auto` measures a few steps of each choice on a copy of
-    the weights and takes another than the usual one where that is at least a twentieth faster; the report has the
-    measurements. Validation is always in float32."""
+    """What makes steps faster, most of it at the price of other roundings. `auto` measures a few steps of each choice
+    on a copy of the weights and takes another than the usual one where that is at least a twentieth faster; the report
+    has the measurements. Validation is always in float32."""
 
     precision: Precision | Literal["auto"] = Field(
         default="float32",
@@ -26,6 +26,12 @@ class Speed(Strict):
     )
     cudnn_autotune: bool | Literal["auto"] = Field(
         default=False, description="Let cuDNN try its algorithms for each new shape (CUDA)."
+    )
+    loaders: Annotated[int, Field(ge=1, le=64)] | Literal["auto"] = Field(
+        default=1,
+        description="Threads that read and decode batches ahead of the steps: the same batches in the same order, "
+        "however many there are. In each of several processes. More than the worker has CPUs are `unsupported_here`. "
+        "`auto`: where steps wait for batches, twice as many for as long as that is at least a twentieth faster.",
     )
     processes: Annotated[int, Field(ge=1, le=64)] | Literal["auto"] = Field(
         default=1,

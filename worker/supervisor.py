@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -75,7 +76,8 @@ class Supervisor:
         settings = self.settings
         patience = Patience(run_seconds, settings.stall_seconds, settings.scaled(settings.cancel_grace_seconds))
         limits = Limits(
-            cpu_seconds=int(run_seconds * settings.engine_threads) + 60,
+            # Threads that compute, and those that read batches for them, of which CPUs are the limit.
+            cpu_seconds=int(run_seconds * (settings.engine_threads + len(os.sched_getaffinity(0)))) + 60,
             memory_bytes=settings.engine_memory_bytes or int(memory_bytes() * MEMORY_SHARE / self.at_once),
             disk_bytes=settings.engine_disk_bytes,
             tasks=(_TASKS + _TASKS_PER_THREAD * settings.engine_threads) * profile.team,

@@ -40,11 +40,14 @@ def many(processes: int | str) -> dict[str, Any]:
     [
         ({"step": "finetune", **many(2)}, "/steps/1/speed/processes", False, "ALLOW_SHARED_NETWORK=true"),
         ({"step": "finetune", **many(64)}, "/steps/1/speed/processes", True, f"has {usable_cpus()} CPUs"),
+        ({"step": "finetune", "speed": {"loaders": 64}}, "/steps/1/speed/loaders", True, f"has {usable_cpus()} CPUs"),
         ({**PRUNE, "schedule": {"rounds": 2, **many(64)}}, "/steps/1/schedule/speed/processes", True, "ask for fewer"),
     ],
 )
 @pytest.mark.skipif(usable_cpus() >= 64, reason="has CPUs for as many processes as a spec can ask for")
-def test_processes_that_cannot_be_had_are_refused(step: dict[str, Any], where: str, talks: bool, words: str) -> None:
+def test_processes_and_loaders_that_cannot_be_had_are_refused(
+    step: dict[str, Any], where: str, talks: bool, words: str
+) -> None:
     with pytest.raises(Failure, match=words) as caught:
         check_machine(asked(PRUNE, step), talks=talks)
     assert (caught.value.code, caught.value.where) == (Code.UNSUPPORTED_HERE, where)

@@ -21,6 +21,10 @@ def check_machine(run: Run, *, talks: bool) -> None:
     for pointer, training in trainings(steps):
         if problem := _too_many_processes(training, run, talks):
             raise Failure(Code.UNSUPPORTED_HERE, problem, where=f"/steps{pointer}/speed/processes")
+        loaders, cpus = training.speed.loaders, usable_cpus()
+        if loaders != "auto" and loaders > cpus:
+            problem = f"`speed.loaders` is {loaders}, and this worker has {cpus} CPUs: ask for fewer."
+            raise Failure(Code.UNSUPPORTED_HERE, problem, where=f"/steps{pointer}/speed/loaders")
     for index, step in enumerate(steps):
         if problem := _overflowing_products(step, run):
             raise Failure(Code.UNSUPPORTED_HERE, problem, where=f"/steps/{index}/reduce_range")

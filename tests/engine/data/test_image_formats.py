@@ -17,6 +17,7 @@ from models.spec import Data, Task, Transform
 from tests.engine.data.forms import IMAGE_FORMS, picture
 from worker.engine.data.dataset import Dataset, open_dataset
 from worker.engine.data.inspect import inspect_dataset
+from worker.engine.train.feed import read_ahead
 
 RGB = TensorInfo(name="image", dtype="float32", shape=[None, 3, 8, 8])
 LABELS = [index % 2 for index in range(20)]
@@ -43,6 +44,20 @@ def test_images_and_labels_belong_together(tmp_path: Path, form: str) -> None:
             assert batch.labels is not None
             expected = (10 + 100 * batch.labels) / 255
             torch.testing.assert_close(batch.inputs[0], expected[:, None, None, None].expand(-1, 3, 8, 8))
+
+
+@every_form
+def test_threads_read_what_one_reads(tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.engine.data.images.CACHE_BYTES", 0)
+    path = IMAGE_FORMS[form](tmp_path / "data", [picture(value) for value in range(200)], LABELS * 10)
+    train = opened(path).train
+    read = list(read_ahead(train.unread(3), 4))
+    assert len(read) == 54
+    for batch, expected in zip(read, train.batches(3), strict=True):
+        assert torch.equal(batch.inputs[0], expected.inputs[0])
+        assert batch.labels is not None
+        assert expected.labels is not None
+        assert torch.equal(batch.labels, expected.labels)
 
 
 @every_form

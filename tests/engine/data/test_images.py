@@ -122,8 +122,8 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {
     "sixteen_bit": (lambda: picture(mode="I;16"), "I;16"),
     "empty": (lambda: b"", "0 bytes"),
     "zero_size": (lambda: png_of(0, 8), "decoded"),
-    "huge": (lambda: png_of(8_000, 8_000), "exceeds limit of 50000000 pixels"),
-    "far_too_huge": (lambda: png_of(60_000, 60_000), "DecompressionBomb"),
+    "huge": (lambda: png_of(8_000, 8_000), "more than 50000000"),
+    "far_too_huge": (lambda: png_of(60_000, 60_000), "60000 x 60000 pixels"),
     "a_gif": (lambda: picture(kind="GIF"), "cannot identify"),
     "text": (lambda: b"hello", "cannot identify"),
 }

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +24,14 @@ from tests.engine.train.test_loop import PLAN, clusters, cross_entropy, fit, net
 from tests.engine.train.test_options import stored
 from tests.engine.train.test_step import patterns, small, started
 from worker.engine.data.dataset import Batch
+from worker.engine.data.samples import Samples
+from worker.engine.data.splits import Rows
 from worker.engine.subject import StepState
 from worker.engine.train.augment import augmented
 from worker.engine.train.feed import read_ahead
 from worker.engine.train.loop import Verdict, train
-from worker.engine.train.measure import choose
+from worker.engine.train.measure_loaders import choose_loaders
+from worker.engine.train.measure_numerics import choose_numerics
 from worker.engine.train.numerics import Numerics
 from worker.engine.train.state import copy_weights, weights_of
 from worker.engine.train.step import run
@@ -107,7 +113,7 @@ def test_what_does_not_run_is_not_chosen_and_is_refused_where_it_is_asked_for(tm
 def test_a_measurement_leaves_everything_as_it_was(tmp_path: Path) -> None:
     data, module = clusters(tmp_path), network()
     before, random = copy_weights(module), torch.get_rng_state()
-    chosen = choose(Speed(precision="auto"), module, data.train, cross_entropy(module), PLAN, {})
+    chosen = choose_numerics(Speed(precision="auto"), module, data.train, cross_entropy(module), PLAN, {})
     assert all(torch.equal(before[name], value) for name, value in weights_of(module).items())
     assert torch.equal(random, torch.get_rng_state())
     details = chosen.as_details()
@@ -116,7 +122,7 @@ def test_a_measurement_leaves_everything_as_it_was(tmp_path: Path) -> None:
     assert min(speeds) > 0
     taken = ["float32", "bfloat16"].index(details["precision"])
     assert details["gain"] == pytest.approx(speeds[taken] / speeds[0], abs=1e-3)
-    assert choose(Speed(), module, data.train, cross_entropy(module), PLAN, {}).tried == ()
+    assert choose_numerics(Speed(), module, data.train, cross_entropy(module), PLAN, {}).tried == ()
 
 
 def test_images_are_flipped_and_shifted_as_said() -> None:
@@ -141,23 +147,72 @@ def test_images_are_flipped_and_shifted_as_said() -> None:
         assert torch.equal(new, old) or torch.equal(new, old.flip(2))
 
 
-def test_reading_ahead_gives_the_same_and_ends_with_the_reader() -> None:
-    assert list(read_ahead(iter(range(50)))) == list(range(50))
+@pytest.mark.parametrize("loaders", [1, 3])
+def test_reading_ahead_gives_the_same_and_ends_with_the_reader(loaders: int) -> None:
+    assert list(read_ahead((partial(int, number) for number in range(50)), loaders)) == list(range(50))
 
-    def broken() -> Iterator[int]:
-        yield 1
+    def broken() -> int:
         raise Failure(Code.DATASET_BAD, "broken")
 
-    reader = read_ahead(broken())
-    assert next(reader) == 1
+    calls: list[Callable[[], int]] = [int, broken, int]
+    reader = read_ahead(iter(calls), loaders)
+    assert next(reader) == 0
     with pytest.raises(Failure, match="broken"):
         next(reader)
     threads = threading.active_count()
-    endless = read_ahead(iter(int, 1))
+    endless = read_ahead(itertools.repeat(int), loaders)
     assert [next(endless), next(endless)] == [0, 0]
-    assert threading.active_count() == threads + 1
-    endless.close()  # type: ignore[attr-defined]
+    assert threads < threading.active_count() <= threads + loaders
+    endless.close()
     assert threading.active_count() == threads
+
+
+def test_loaders_read_at_the_same_time_and_leave_the_threads_of_others_alone() -> None:
+    meeting, own = threading.Barrier(3), torch.get_num_threads()
+    assert sorted(read_ahead(iter([partial(meeting.wait, 60)] * 6), 3)) == [0, 0, 1, 1, 2, 2]
+    assert torch.get_num_threads() == own
+
+
+def test_any_number_of_loaders_trains_the_same_and_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    data, states = clusters(tmp_path), list[StepState]()
+    usual, other, resumed = network(), network(), network(seed=9)
+    log = fit(usual, data)
+    plan = replace(PLAN, loaders=3)
+    assert fit(other, data, plan, on_state=states.append, state_due=lambda: True) == log
+    assert fit(resumed, data, replace(PLAN, loaders=2), resume=stored(states[8], tmp_path)) == log
+    assert same_weights(usual, other)
+    assert same_weights(usual, resumed)
+
+
+class Slow:
+    """Samples that take their time, as those do that are far away."""
+
+    def __init__(self, samples: Samples, seconds: float) -> None:
+        self.samples, self.seconds = samples, seconds
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def read(self, rows: Rows) -> tuple[Tensor, ...]:
+        time.sleep(self.seconds)
+        return self.samples.read(rows)
+
+
+def test_more_loaders_are_tried_where_steps_wait_for_batches_and_kept_where_they_gain(tmp_path: Path) -> None:
+    data, module = clusters(tmp_path), network()
+    slow, before = replace(data.train, samples=Slow(data.train.samples, 0.05)), copy_weights(module)
+    chosen = choose_loaders("auto", module, slow, cross_entropy(module), PLAN, {}, most=2)
+    assert all(torch.equal(before[name], value) for name, value in weights_of(module).items())
+    details = chosen.as_details()
+    one, two = details["loaders_measured"]
+    assert (one["loaders"], two["loaders"]) == (1, 2)
+    assert one["waited"] > 0.05
+    assert details["loaders_gain"] == pytest.approx(
+        1.0 if chosen.count == 1 else two["samples_per_second"] / one["samples_per_second"], abs=1e-2
+    )
+    alone = choose_loaders("auto", module, slow, cross_entropy(module), PLAN, {}, most=1).as_details()
+    assert (alone["loaders"], len(alone["loaders_measured"])) == (1, 1)
+    assert choose_loaders(4, module, slow, cross_entropy(module), PLAN, {}, most=1).as_details() == {"loaders": 4}
 
 
 @cuda

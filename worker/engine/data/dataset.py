@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -60,15 +61,22 @@ class Split:
     def batches(
         self, batch_size: int, *, generator: torch.Generator | None = None, first: int = 0, team: Team = ALONE
     ) -> Iterator[Batch]:
-        """Every sample once, the last batch as small as it comes; shuffled when a (CPU) generator is given. Batches
-        before number `first` are left out unread, and so are the parts that are others' in `team`."""
+        """As `unread`, each read when it is asked for."""
+        return (read() for read in self.unread(batch_size, generator=generator, first=first, team=team))
+
+    def unread(
+        self, batch_size: int, *, generator: torch.Generator | None = None, first: int = 0, team: Team = ALONE
+    ) -> Iterator[Callable[[], Batch]]:
+        """What reads each batch, in any thread: every sample once, the last batch as small as it comes; shuffled when a
+        (CPU) generator is given. Batches before number `first` are left out, and so are the parts that are others' in
+        `team`."""
         rows = self.rows
         if generator is not None:
             rows = rows[torch.randperm(len(rows), generator=generator).numpy()]
         for start in range(first * batch_size, len(rows), batch_size):
             batch = rows[start : start + batch_size]
             part = team.part_of(len(batch))
-            yield replace(self._read(batch[part.start : part.stop]), part=part)
+            yield partial(self._read, batch[part.start : part.stop], part)
 
     def sample(self, count: int, seed: int) -> Batch:
         """`count` samples drawn without repetition (all of them when there are fewer), in one batch."""
@@ -83,9 +91,9 @@ class Split:
         """All labels of this split, in order."""
         return None if self.label_reader is None else self.label_reader.read(self.rows)
 
-    def _read(self, rows: Rows) -> Batch:
+    def _read(self, rows: Rows, part: Part | None = None) -> Batch:
         labels = None if self.label_reader is None else self.label_reader.read(rows)
-        return Batch(self.samples.read(rows), labels)
+        return Batch(self.samples.read(rows), labels, part)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,8 @@ class BadImage(Exception):
 
 
 class Pictures(Protocol):
-    """`names` are for people, one an image; `read` gives the bytes of one and raises BadImage with the reason."""
+    """`names` are for people, one an image; `read` gives the bytes of one, in several threads at a time, and raises
+    BadImage with the reason."""
 
     @property
     def names(self) -> Sequence[str]: ...
@@ -32,12 +34,14 @@ class ZippedPictures:
     def __init__(self, archive: zipfile.ZipFile, names: Sequence[str]) -> None:
         self.archive = archive
         self.names = names
+        self._one_at_a_time = threading.Lock()  # an archive counts its open members without one
 
     def read(self, index: int) -> bytes:
         member = self.archive.getinfo(self.names[index])
         _check_size(member.file_size)
         try:
-            return self.archive.read(member)
+            with self._one_at_a_time:
+                return self.archive.read(member)
         except UNREADABLE as error:
             raise BadImage(f"it cannot be read ({type(error).__name__}: {error})") from error
 

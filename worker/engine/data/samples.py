@@ -20,7 +20,8 @@ BLOCK_BYTES = 16 << 20
 
 
 class Samples(Protocol):
-    """`read` gives one tensor for each network input, samples first, in the network's dtypes."""
+    """`read` gives one tensor for each network input, samples first, in the network's dtypes; in several threads at a
+    time."""
 
     def __len__(self) -> int: ...
 

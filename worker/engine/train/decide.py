@@ -12,7 +12,6 @@ from models.spec_regularize import Growing
 from worker.engine.graph.channels import Channels, analyse
 from worker.engine.run import Run
 from worker.engine.subject import StepState, Subject
-from worker.engine.train.measure import Chosen
 from worker.engine.train.numerics import Numerics
 from worker.engine.train.penalties import Regularizer, described, penalty_for, units_to_draw
 from worker.engine.train.range_test import RangeTest
@@ -22,9 +21,9 @@ _KEY = "decided"
 
 @dataclass(frozen=True)
 class Decided:
-    """`speed` says in which numerics to train, and what was measured; `learning_rate` is the peak, and `range_test` how
-    it was found, where it was; `drawn` are the units that growing regularisation draws, by the id of their group, and
-    `before` what the penalty was before the first step."""
+    """`speed` says in which numerics and with how many loaders to train, and what was measured; `learning_rate` is the
+    peak, and `range_test` how it was found, where it was; `drawn` are the units that growing regularisation draws, by
+    the id of their group, and `before` what the penalty was before the first step."""
 
     speed: dict[str, Any]
     learning_rate: float
@@ -48,7 +47,7 @@ def decide(
     subject: Subject,
     training: Training,
     run: Run,
-    measure: Callable[[], Chosen],
+    measure: Callable[[], dict[str, Any]],
     find_rate: Callable[[Numerics], RangeTest],
 ) -> tuple[Decided, Regularizer | None]:
     """What was decided before the state that `run` goes on from, or is now; and the penalty asked for, if any.
@@ -61,8 +60,7 @@ def decide(
     if training.regularize is not None:
         channels = analyse(subject.graph, tuple(value.to(run.device) for value in subject.example_inputs()))
     if decided is None:
-        chosen = _measured(training, run, measure)
-        decided = Decided(chosen.as_details(), 0.0)
+        decided = Decided(_measured(training, run, measure), 0.0)
         if isinstance(training.regularize, Growing) and channels is not None:
             decided = replace(decided, drawn=units_to_draw(training.regularize, channels, run.spec.seed))
         penalty = _penalty(training, channels, decided)
@@ -72,7 +70,7 @@ def decide(
     return decided, _penalty(training, channels, decided)
 
 
-def _measured(training: Training, run: Run, measure: Callable[[], Chosen]) -> Chosen:
+def _measured(training: Training, run: Run, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     if run.device.type != "cuda" and (training.speed.precision == "tf32" or training.speed.cudnn_autotune is True):
         run.warn("no_cuda_here", "`tf32` and `cudnn_autotune` are for CUDA devices and were left out here.")
     return measure()

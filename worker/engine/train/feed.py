@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import queue
-import threading
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
+from itertools import islice
 from typing import TypeVar
 
 import torch
@@ -14,55 +15,37 @@ import torch
 from worker.engine.data.dataset import Batch
 
 READ_AHEAD = 2
-"""Batches."""
+"""Batches, beside those that are being read."""
 T = TypeVar("T")
 
 
-def on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    """The same batches on `device`, read ahead by a thread of their own; to a GPU from pinned memory, while it
-    computes."""
-    for batch in read_ahead(map(_pinned, batches) if device.type == "cuda" else batches):
+def on_device(
+    unread: Iterator[Callable[[], Batch]], device: torch.device, loaders: int = 1
+) -> Generator[Batch, None, None]:
+    """What `unread` reads, on `device` and in its order, read ahead by so many threads; to a GPU from pinned memory,
+    while it computes."""
+    if device.type == "cuda":
+        unread = (partial(_pinned, read) for read in unread)
+    for batch in read_ahead(unread, loaders):
         yield batch.to(device)
 
 
-def read_ahead(items: Iterator[T]) -> Iterator[T]:
-    """`items`, of which a thread takes up to `READ_AHEAD` before they are asked for. What it raises is raised here;
-    it ends with this iterator."""
-    ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(READ_AHEAD)
-    closed = threading.Event()
-
-    def put(item: T | None, error: BaseException | None) -> None:
-        while not closed.is_set():
-            with contextlib.suppress(queue.Full):
-                ready.put((item, error), timeout=0.1)
-                break
-
-    def work() -> None:
+def read_ahead(unread: Iterator[Callable[[], T]], loaders: int = 1) -> Generator[T, None, None]:
+    """What each of `unread` returns, in their order, called by so many threads before it is asked for. What one raises
+    is raised here; the threads end with this iterator."""
+    # Their tensors are small and many: one thread each, as torch's own loaders have.
+    with ThreadPoolExecutor(loaders, "loader", torch.set_num_threads, (1,)) as threads:
+        ahead = deque(threads.submit(read) for read in islice(unread, loaders + READ_AHEAD))
         try:
-            for item in items:
-                put(item, None)
-                if closed.is_set():
-                    return
-            put(None, StopIteration())
-        except BaseException as error:  # It is raised where the items are asked for.
-            put(None, error)
-
-    reader = threading.Thread(target=work, name="read-ahead", daemon=True)
-    reader.start()
-    try:
-        while True:
-            item, error = ready.get()
-            if isinstance(error, StopIteration):
-                return
-            if error is not None:
-                raise error
-            assert item is not None
-            yield item
-    finally:
-        closed.set()
-        reader.join()
+            while ahead:
+                item = ahead.popleft().result()
+                ahead.extend(threads.submit(read) for read in islice(unread, 1))
+                yield item
+        finally:
+            threads.shutdown(wait=False, cancel_futures=True)
 
 
-def _pinned(batch: Batch) -> Batch:
+def _pinned(read: Callable[[], Batch]) -> Batch:
+    batch = read()
     labels = None if batch.labels is None else batch.labels.pin_memory()
     return replace(batch, inputs=tuple(value.pin_memory() for value in batch.inputs), labels=labels)

@@ -37,8 +37,8 @@ REPORTS_PER_EPOCH = 10
 @dataclass(frozen=True)
 class Plan:
     """How long and how fast. `learning_rate` is the peak of `rate_schedule`; gradients are scaled down to `clip_norm`;
-    `average` is the decay of the weights' moving average; `patience` counts epochs without a better one; the rest is
-    as in `models/spec_train.py`."""
+    `average` is the decay of the weights' moving average; `patience` counts epochs without a better one; so many
+    threads as `loaders` read batches; the rest is as in `models/spec_train.py`."""
 
     epochs: int
     learning_rate: float
@@ -54,6 +54,7 @@ class Plan:
     keep: Literal["best", "last"] = "best"
     freeze_batch_norm: bool = False
     numerics: Numerics = USUAL
+    loaders: int = 1
     augment: Augment | None = None
 
 
@@ -219,9 +220,8 @@ def _one_epoch(
     steps = math.ceil(len(samples) / plan.batch_size)
     total = start.loss_sum.to(device, copy=True)
     seen, epoch = start.samples, start.epoch
-    parts = samples.batches(plan.batch_size, generator=order, first=start.batches, team=stepper.team)
-    batches = on_device(parts, device)
-    for step, batch in enumerate(batches, start.batches):
+    unread = samples.unread(plan.batch_size, generator=order, first=start.batches, team=stepper.team)
+    for step, batch in enumerate(on_device(unread, device, plan.loaders), start.batches):
         if out_of_time():
             after_batch(Position(epoch, start.order, step, seen, total))
             return Position(epoch, start.order, step, seen, total, is_end=False)

@@ -1,171 +1,36 @@
-"""How fast steps are in one precision and layout or another: tried on the network itself, which is put back after."""
+"""What `auto` in `speed` comes to: measured on the network and the data themselves, one choice after another."""
 
 from __future__ import annotations
 
-import itertools
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from statistics import median
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from models.errors import Code, Failure
-from models.spec_speed import Precision, Speed
+from models.spec_speed import Speed
 from worker.engine.data.dataset import Batch, Split
 from worker.engine.masks import Masks
-from worker.engine.train.loop import Plan, ready, train_mode
-from worker.engine.train.numerics import USUAL, Numerics
-from worker.engine.train.state import copy_weights, device_of, load_weights
-from worker.engine.train.stepper import Stepper, optimizer_for
-
-ROUNDS = 5
-"""In each, every choice takes a step in turn, so that a busy machine slows all alike."""
-LONGEST_SECONDS = 30.0
-"""No round begins after so long."""
-LEAST_GAIN = 1.05
-"""A choice that is no faster than this is not worth other roundings."""
+from worker.engine.train.loop import Plan
+from worker.engine.train.measure_loaders import choose_loaders
+from worker.engine.train.measure_numerics import choose_numerics
 
 
-@dataclass(frozen=True)
-class Chosen:
-    """`numerics` are those to train with; `tried` has the samples a second of every choice, the usual one first, or why
-    it does not run. Empty: there was nothing to choose."""
-
-    numerics: Numerics
-    tried: tuple[dict[str, Any], ...] = ()
-
-    def as_details(self) -> dict[str, Any]:
-        """For the report. `gain`: how many times as fast as the usual choice, where that was measured."""
-        found: dict[str, Any] = asdict(self.numerics)
-        speeds = {row["choice"]: row["samples_per_second"] for row in self.tried}
-        if speeds:
-            usual, own = self.tried[0]["samples_per_second"], speeds[str(self.numerics)]
-            found |= {"gain": round(own / usual, 3), "measured": list(self.tried)}
-        return found
-
-
-def choose(
-    asked: Speed, network: nn.Module, samples: Split, loss_of: Callable[[Batch], Tensor], plan: Plan, masks: Masks
-) -> Chosen:
-    """What `asked` says, with what it leaves to `auto` measured on a few steps. Leaves `network` as it was.
+def choose_speed(
+    asked: Speed,
+    network: nn.Module,
+    samples: Split,
+    loss_of: Callable[[Batch], Tensor],
+    plan: Plan,
+    masks: Masks,
+    most_loaders: int,
+) -> dict[str, Any]:
+    """What `asked` says with nothing left to measure, and what was measured, for the report. Leaves `network` as it
+    was.
 
     Raises Failure(NOT_TRAINABLE) where the network does not run in what is asked for.
     """
-    if asked.model_copy(update={"processes": 1}) == Speed():
-        return Chosen(USUAL)
-    device = device_of(network)
-    candidates = _candidates(asked, device, images=any(value.dim() == 4 for value in samples.sample(1, 0).inputs))
-    batch = samples.sample(plan.batch_size, plan.seed).to(device)
-    if len(candidates) == 1:
-        _require_running(network, batch, samples, loss_of, replace(plan, numerics=candidates[0]), masks)
-        return Chosen(candidates[0])
-    before = copy_weights(network)
-    seconds: list[list[float]] = [[] for _ in candidates]
-    reasons: dict[int, str] = {}
-    began = time.monotonic()
-    for number in range(ROUNDS + 1):  # The first warms up.
-        if number > 1 and time.monotonic() - began > LONGEST_SECONDS:
-            break
-        for place, numerics in enumerate(candidates):
-            if place in reasons:
-                continue
-            try:
-                taken = _step_seconds(network, batch, samples, loss_of, replace(plan, numerics=numerics), masks)
-            except RuntimeError as error:  # A view that only one layout has, a kernel that a precision lacks.
-                if place == 0:
-                    raise _not_running(numerics, error) from error
-                reasons[place] = str(error).splitlines()[0]
-            else:
-                seconds[place] += [taken] if number else []
-            load_weights(network, before)
-    network.eval()
-    speeds = [
-        len(batch) / median(taken) if taken and place not in reasons else 0.0 for place, taken in enumerate(seconds)
-    ]
-    best = max(range(len(candidates)), key=lambda place: speeds[place])
-    if speeds[best] < LEAST_GAIN * speeds[0]:
-        best = 0
-    rows = [
-        {"choice": str(numerics), "samples_per_second": round(speeds[place], 1) or None, "failed": reasons.get(place)}
-        for place, numerics in enumerate(candidates)
-    ]
-    return Chosen(candidates[best], tuple(rows))
-
-
-def _require_running(
-    network: nn.Module, batch: Batch, samples: Split, loss_of: Callable[[Batch], Tensor], plan: Plan, masks: Masks
-) -> None:
-    before = copy_weights(network)
-    try:
-        _step_seconds(network, batch, samples, loss_of, plan, masks)
-    except RuntimeError as error:
-        raise _not_running(plan.numerics, error) from error
-    finally:
-        load_weights(network, before)
-
-
-def _not_running(numerics: Numerics, error: RuntimeError) -> Failure:
-    why = str(error).splitlines()[0]
-    return Failure(
-        Code.NOT_TRAINABLE, f"The network cannot be trained with {numerics} ({why}): ask for less in `speed`."
-    )
-
-
-def _candidates(asked: Speed, device: torch.device, *, images: bool) -> Sequence[Numerics]:
-    """The usual choice first. What a device does not have is not tried."""
-    cuda = device.type == "cuda"
-    if not cuda:
-        kept = {"precision": "float32"} if asked.precision == "tf32" else {}
-        asked = asked.model_copy(update={**kept, "cudnn_autotune": False})
-    precisions: tuple[Precision, ...] = ("float32", "bfloat16")
-    if cuda:
-        precisions = ("float32", "tf32", "bfloat16" if torch.cuda.is_bf16_supported() else "float16")
-    return [
-        Numerics(*choice)
-        for choice in itertools.product(
-            precisions if asked.precision == "auto" else (asked.precision,),
-            _either(asked.channels_last, images),
-            _either(asked.cudnn_autotune, cuda),
-        )
-    ]
-
-
-def _either(asked: bool | str, possible: bool) -> tuple[bool, ...]:
-    if isinstance(asked, bool):
-        return (asked,)
-    return (False, True) if possible else (False,)
-
-
-def _step_seconds(
-    network: nn.Module, batch: Batch, samples: Split, loss_of: Callable[[Batch], Tensor], plan: Plan, masks: Masks
-) -> float:
-    device = device_of(network)
-    with ready(network, plan):
-        train_mode(network, samples, plan)
-        optimizer = optimizer_for(network, plan.optimizer, plan.weight_decay)
-        scaler = plan.numerics.scaler(device)
-        rate = plan.learning_rate or 1e-6
-        stepper = Stepper(
-            network,
-            loss_of,
-            optimizer,
-            1,
-            lambda step: rate,
-            plan.clip_norm,
-            masks,
-            numerics=plan.numerics,
-            scaler=scaler,
-        )
-        _wait(device)
-        began = time.perf_counter()
-        stepper.take(batch, 0)
-        _wait(device)
-        return time.perf_counter() - began
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    numerics = choose_numerics(asked, network, samples, loss_of, plan, masks)
+    plan = replace(plan, numerics=numerics.numerics)
+    loaders = choose_loaders(asked.loaders, network, samples, loss_of, plan, masks, most_loaders)
+    return numerics.as_details() | loaders.as_details()

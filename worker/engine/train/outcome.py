@@ -18,7 +18,8 @@ from worker.engine.measure.metrics import forward_of, require_finite
 from worker.engine.run import Run
 from worker.engine.train.decide import Decided
 from worker.engine.train.features import Features
-from worker.engine.train.loop import Epoch, Log, Verdict
+from worker.engine.train.feed import on_device
+from worker.engine.train.loop import Epoch, Log, Plan, Verdict
 from worker.engine.train.penalties import Regularizer, what_came_of_it
 
 
@@ -32,7 +33,7 @@ def taught(step: FinetuneStep, objective: Objective, features: Features | None) 
 
 
 def judge(
-    network: nn.Module, original: nn.Module, data: Dataset, objective: Objective, batch_size: int, device: torch.device
+    network: nn.Module, original: nn.Module, data: Dataset, objective: Objective, plan: Plan, device: torch.device
 ) -> Verdict:
     """The deciding metric and the loss of the outputs on all validation samples; `original` is the teacher, with whom
     to agree."""
@@ -41,8 +42,7 @@ def judge(
     meter: Meter | None = None if by_agreement else meter_for(data.task)
     agreement = AgreementMeter(data.task)
     total = 0.0
-    for batch in data.val.batches(batch_size):
-        batch = batch.to(device)
+    for batch in on_device(data.val.unread(plan.batch_size), device, plan.loaders):
         outputs = own(batch.inputs)
         wanted = teacher(batch.inputs) if by_agreement or objective.needs_teacher else None
         total += float(objective.loss(outputs, wanted, batch.labels)) * len(batch)

@@ -15,6 +15,7 @@ from models.spec_train import ORIGINAL
 from models.statuses import Phase
 from worker.engine.data.dataset import Batch, Dataset
 from worker.engine.losses import LossKind, objective_for
+from worker.engine.measure.machine import usable_cpus
 from worker.engine.measure.metrics import as_outputs, forward_of, index_outside, output_index
 from worker.engine.run import Run
 from worker.engine.subject import Record, StepState, Subject
@@ -24,7 +25,7 @@ from worker.engine.train.decide import decide
 from worker.engine.train.dropout import Noisy, with_noise
 from worker.engine.train.features import Features, features_for
 from worker.engine.train.loop import Epoch, Plan, Verdict, train
-from worker.engine.train.measure import Chosen, choose
+from worker.engine.train.measure import choose_speed
 from worker.engine.train.numerics import Numerics
 from worker.engine.train.outcome import described, found_out, judge, say, taught
 from worker.engine.train.range_test import RangeTest, range_test
@@ -83,7 +84,7 @@ def _train(subject: Subject, step: FinetuneStep, run: Run, team: Team) -> dict[s
         return loss if features is None else loss + team.share * objective.teachers_share * features.loss()
 
     def judged() -> Verdict:
-        found = team.agree(lambda: astuple(judge(network, original, data, objective, step.batch_size, run.device)))
+        found = team.agree(lambda: astuple(judge(network, original, data, objective, plan, run.device)))
         return Verdict(*found)
 
     def on_epoch(epoch: Epoch) -> None:
@@ -99,10 +100,12 @@ def _train(subject: Subject, step: FinetuneStep, run: Run, team: Team) -> dict[s
             return team.agree(run.interrupts.out_of_time)
         return run.interrupts.out_of_time()
 
-    def choose_numerics() -> Chosen:
+    def measure() -> dict[str, Any]:
+        most_loaders = max(1, usable_cpus() // team.size)
         with beside():
-            found = team.agree(lambda: astuple(choose(step.speed, network, data.train, loss_of, share, masks)))
-        return Chosen(Numerics(*found[0]), tuple(found[1]))
+            return team.agree(
+                lambda: choose_speed(step.speed, network, data.train, loss_of, share, masks, most_loaders)
+            )
 
     def find_rate(numerics: Numerics) -> RangeTest:
         with beside():
@@ -111,8 +114,10 @@ def _train(subject: Subject, step: FinetuneStep, run: Run, team: Team) -> dict[s
     plan = _plan(step, run.spec.seed)
     share = replace(plan, batch_size=-(-plan.batch_size // team.size))
     masks = {name: mask.to(run.device) for name, mask in subject.masks.items()}
-    decided, penalty = decide(subject, step, run, choose_numerics, find_rate)
-    plan = replace(plan, learning_rate=decided.learning_rate, numerics=decided.numerics)
+    decided, penalty = decide(subject, step, run, measure, find_rate)
+    plan = replace(
+        plan, learning_rate=decided.learning_rate, numerics=decided.numerics, loaders=decided.speed["loaders"]
+    )
     with run.interrupts.listening(), beside():
         log = train(
             network,
