@@ -11,6 +11,7 @@ NEVER_EXERCISED = (
     "Batches to a CUDA device through pinned memory, and images changed there",
     'Speed measured on CUDA (`"speed": "auto"`)',
     "Training on several CUDA devices over NCCL, confined by the profile `ddp_cuda`",
+    "Training on CUDA through compiled kernels, confined by the profile `compile_cuda`",
     "A training on CUDA that is interrupted and goes on, with that device's random numbers",
     "`out_of_gpu_memory`",
     "The GPU profile of `docker-compose.yml`",

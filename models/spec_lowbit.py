@@ -79,9 +79,11 @@ class LowBitStep(Training):
         return self
 
     @model_validator(mode="after")
-    def _trains_in_one_process(self) -> LowBitStep:
+    def _trains_in_one_process_as_it_is(self) -> LowBitStep:
         if self.speed.processes not in (1, "auto"):
             raise ValueError("training for few bits runs in one process: leave `speed.processes` out")
+        if self.speed.compile is True:
+            raise ValueError("weights that are made as they are needed are not compiled: leave `speed.compile` out")
         return self
 
     @model_validator(mode="after")

@@ -49,7 +49,7 @@ class Distill(Strict):
 
 
 class Training(Strict):
-    """How to train: what every step that does has in common. `together`: several processes can."""
+    """How to train: what every step that does has in common. `together`: several processes can, or compiled kernels."""
 
     together: ClassVar[bool] = True
 
@@ -150,6 +150,11 @@ def team_size(steps: Sequence[Any], devices: int) -> int:
     """In how many processes some training of `steps` runs, at most, on a worker with so many devices."""
     asked = [training.speed.processes for _, training in trainings(steps) if training.together]
     return max((devices if count == "auto" else count for count in asked), default=1)
+
+
+def may_compile(steps: Sequence[Any]) -> bool:
+    """Whether some training of `steps` compiles, or looks whether that pays."""
+    return any(training.speed.compile is not False for _, training in trainings(steps) if training.together)
 
 
 def teacher_ids(steps: Sequence[Any]) -> dict[str, str]:

@@ -6,6 +6,7 @@ A run also gets its own folders, the files its command names, the Python librari
 
 from __future__ import annotations
 
+import sysconfig
 from dataclasses import dataclass, replace
 
 SYSTEM_LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib")
@@ -39,9 +40,9 @@ class Profile:
     """`readable` (patterns) and `writable` are files and folders; those that a machine does not have are left out.
 
     `devices` are patterns of device files, to be read, written and controlled; `programs` are names of what may be
-    started beside the interpreter, looked up in `PROGRAM_FOLDERS`. `processes` counts the engine itself, and those at
-    the same time; threads have a limit of their own, that of the run. `network`: TCP over a loopback of its own.
-    `team`: so many of the processes train together.
+    started beside the interpreter, looked up in `PROGRAM_FOLDERS` and `COMPILERS_OWN`. `processes` counts the engine
+    itself, and those at the same time; threads have a limit of their own, that of the run. `network`: TCP over a
+    loopback of its own. `team`: so many of the processes train together.
     """
 
     name: str
@@ -59,6 +60,12 @@ class Profile:
 
 
 PROGRAM_FOLDERS = ("/usr/local/cuda/bin", "/usr/local/bin", "/usr/bin", "/bin")
+COMPILERS_OWN = (
+    "/usr/lib*/gcc/x86_64*/*",
+    "/usr/libexec/gcc/x86_64*/*",
+    f"{sysconfig.get_path('platlib')}/triton/backends/nvidia/bin",
+)
+"""Patterns of folders with programs that compilers start."""
 
 LOADER = Profile(
     name="loader",
@@ -73,12 +80,15 @@ LOADER = Profile(
 BASE = replace(LOADER, name="base", processes=8)
 """A job on the CPU: also fresh processes of the interpreter, which reload the files that it wrote."""
 
+HEADERS = ("/usr/include", "/usr/local/include", "/usr/libexec/gcc", sysconfig.get_path("include"))
+"""Of the system and of Python; some compilers keep parts of themselves beside theirs."""
+
 COMPILE = replace(
     BASE,
     name="compile",
-    readable=(*BASE.readable, "/usr/include", "/usr/local/include", "/usr/local/cuda"),
+    readable=(*BASE.readable, *HEADERS),
     programs=(
-        *("cc", "c++", "gcc", "g++", "as", "ld", "ld.bfd", "ld.gold", "ptxas"),
+        *("cc", "c++", "gcc", "g++", "as", "ld", "ld.bfd", "ld.gold"),
         *("cc1", "cc1plus", "collect2", "lto-wrapper"),
     ),
     processes=32,
@@ -97,6 +107,15 @@ CUDA = replace(
 )
 """A job on an NVIDIA device. All that the driver offers on its device files stays reachable."""
 
+COMPILE_CUDA = replace(
+    CUDA,
+    name="compile_cuda",
+    readable=(*CUDA.readable, *HEADERS),
+    programs=(*COMPILE.programs, "ptxas", "ptxas-blackwell"),
+    processes=COMPILE.processes,
+)
+"""The same for an NVIDIA device: also Triton's assembler, and the compiler for what starts its kernels."""
+
 DDP = replace(
     BASE,
     name="ddp",
@@ -108,4 +127,4 @@ DDP = replace(
 DDP_CUDA = replace(CUDA, name="ddp_cuda", readable=(*CUDA.readable, *DDP.readable), network=True)
 """The same on several NVIDIA devices."""
 
-PROFILES = {profile.name: profile for profile in (BASE, LOADER, COMPILE, CUDA, DDP, DDP_CUDA)}
+PROFILES = {profile.name: profile for profile in (BASE, LOADER, COMPILE, COMPILE_CUDA, CUDA, DDP, DDP_CUDA)}

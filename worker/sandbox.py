@@ -27,7 +27,7 @@ from pathlib import Path
 import models
 from worker import guard, household, landlock, seccomp
 from worker.confine import Plan
-from worker.profiles import DDP, LOADER, PROGRAM_FOLDERS, Profile
+from worker.profiles import COMPILERS_OWN, DDP, LOADER, PROGRAM_FOLDERS, Profile
 
 _logger = logging.getLogger(__name__)
 
@@ -210,7 +210,7 @@ def _programs(interpreter: str, profile: Profile) -> Iterator[str]:
     yield from _present(["/lib64/ld-linux-x86-64.so.2", "/lib/ld-musl-x86_64.so.1"])
     for name in profile.programs:
         yield from _present(os.path.join(folder, name) for folder in PROGRAM_FOLDERS)
-        yield from glob.glob(f"/usr/lib*/gcc/x86_64*/*/{name}")
+        yield from _matching(f"{folder}/{name}" for folder in COMPILERS_OWN)
 
 
 def _matching(patterns: Iterable[str]) -> Iterator[str]:

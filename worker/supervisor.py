@@ -12,10 +12,10 @@ from models.database import Database
 from models.events import EngineEvent
 from models.settings import Settings
 from models.spec import Spec
-from models.spec_train import team_size
+from models.spec_train import may_compile, team_size
 from worker.child import Child
 from worker.machine import memory_bytes
-from worker.profiles import BASE, CUDA, DDP, DDP_CUDA, Profile
+from worker.profiles import BASE, COMPILE, COMPILE_CUDA, CUDA, DDP, DDP_CUDA, Profile
 from worker.sandbox import Limits, Sandbox, has_networks
 from worker.watch import Patience, Stop, Watch, Watched
 from worker.workplace import RunFolder, Workplace
@@ -56,6 +56,8 @@ class Supervisor:
         size = team_size(spec.steps or (), devices)
         if size > 1 and (has_networks() or self.settings.allow_shared_network):
             return (DDP_CUDA if on_cuda else DDP).for_team(size)
+        if may_compile(spec.steps or ()):
+            return COMPILE_CUDA if on_cuda else COMPILE
         return CUDA if on_cuda else BASE
 
     def watch(

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from models.inspection import NetworkInspection
 from models.rules import check
 from models.spec import FinetuneStep, Schedule, Spec
+from models.spec_train import may_compile
 from tests.models.test_rules import ARRAYS, FROZEN, NORMALISED, RESNET, TOKENS
 
 
@@ -77,3 +78,21 @@ def test_images_and_gpus_are_needed_where_they_are_asked_for() -> None:
     assert all("leave it out" in message or "leave `augment` out" in message for _, message in found[-2:])
     maps = {"data": {"dataset": "dat_1", "task": "segmentation"}}
     assert any("would not move along" in message for _, message in problems(RESNET, {"augment": {"shift": 4}}, **maps))
+
+
+def test_compiled_training_goes_with_one_process_and_without_looks_into_layers() -> None:
+    assert problems(RESNET, {"speed": {"compile": True, "precision": "bfloat16"}}) == []
+    assert problems(RESNET, {"speed": {"compile": "auto", "processes": 2}}) == []
+    [(pointer, message)] = problems(RESNET, {"speed": {"compile": True, "processes": 2}})
+    assert (pointer, "/steps/0/speed/processes" in message) == ("/steps/0/speed/compile", True)
+    found = problems(RESNET, {"speed": {"compile": True}, "distill": {"features": [{"layer": "conv1"}]}})
+    assert ("/steps/0/speed/compile", True) in [(at, "looks into layers" in why) for at, why in found]
+    qat = {"step": "quantize", "method": "qat", "speed": {"compile": "auto"}}
+    with pytest.raises(ValidationError, match=r"leave `speed\.compile` out"):
+        Spec.model_validate({"model": "net_1", "data": {"dataset": "dat_1"}, "steps": [qat]})
+    few_bits = {"step": "quantize", "scheme": "ternary", "epochs": 1, "speed": {"compile": True}}
+    with pytest.raises(ValidationError, match=r"leave `speed\.compile` out"):
+        Spec.model_validate({"model": "net_1", "data": {"dataset": "dat_1"}, "steps": [few_bits]})
+    few_bits["speed"] = {"compile": "auto"}
+    spec = Spec.model_validate({"model": "net_1", "data": {"dataset": "dat_1"}, "steps": [few_bits]})
+    assert not may_compile(spec.steps or [])

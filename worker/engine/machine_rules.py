@@ -7,6 +7,7 @@ import torch
 from models.errors import Code, Failure
 from models.spec import AutoStep, Int8Choices, Step
 from models.spec_train import Training, team_size, trainings
+from worker.engine.compiler import REMEDY, why_not_here
 from worker.engine.measure.machine import instruction_set, signed_products_saturate, usable_cpus
 from worker.engine.run import Run
 
@@ -25,6 +26,9 @@ def check_machine(run: Run, *, talks: bool) -> None:
         if loaders != "auto" and loaders > cpus:
             problem = f"`speed.loaders` is {loaders}, and this worker has {cpus} CPUs: ask for fewer."
             raise Failure(Code.UNSUPPORTED_HERE, problem, where=f"/steps{pointer}/speed/loaders")
+        if training.speed.compile is True and (lacking := why_not_here(run.device.type)):
+            problem = f"`speed.compile` needs a compiler, and {lacking}: {REMEDY}."
+            raise Failure(Code.UNSUPPORTED_HERE, problem, where=f"/steps{pointer}/speed/compile")
     for index, step in enumerate(steps):
         if problem := _overflowing_products(step, run):
             raise Failure(Code.UNSUPPORTED_HERE, problem, where=f"/steps/{index}/reduce_range")

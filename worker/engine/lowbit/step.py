@@ -200,7 +200,7 @@ def _train(
                 masks |= {f"{layer}.{SOURCE}.{name}": value for name, value in own.items()}
     pupil = replace(subject, graph=network, records=[], masks=masks)
     fields = {name: getattr(step, name) for name in Training.model_fields}
-    fields["speed"] = step.speed.model_copy(update={"processes": 1})
+    fields["speed"] = step.speed.model_copy(update={"processes": 1, "compile": False})
     state, keep_state = run.state, run.keep_state
     run.state = None if state is None else _renamed(state, _TRAINED, "network.")
     run.keep_state = lambda inside: keep_state(_renamed(inside, "network.", _TRAINED))

@@ -13,6 +13,7 @@ from models.errors import Code, Failure
 from models.spec import FinetuneStep
 from models.spec_train import ORIGINAL
 from models.statuses import Phase
+from worker.engine.compiler import why_not_here
 from worker.engine.data.dataset import Batch, Dataset
 from worker.engine.losses import LossKind, objective_for
 from worker.engine.measure.machine import usable_cpus
@@ -21,6 +22,7 @@ from worker.engine.run import Run
 from worker.engine.subject import Record, StepState, Subject
 from worker.engine.team import ALONE, Team
 from worker.engine.train.batch_norm import synchronised
+from worker.engine.train.compiled import Compiled
 from worker.engine.train.decide import decide
 from worker.engine.train.dropout import Noisy, with_noise
 from worker.engine.train.features import Features, features_for
@@ -71,13 +73,15 @@ def _train(subject: Subject, step: FinetuneStep, run: Run, team: Team) -> dict[s
     features = _features(network, original, step, some.inputs, run) if objective.needs_teacher else None
 
     noisy = _noisy(subject, step, run)
+    whole = min(step.batch_size, len(data.train))
+    forward = Compiled(noisy.network, whole, _why_not_compiled(step, run, team))
 
     def loss_of(batch: Batch) -> Tensor:
         if features is not None:
             features.forget()
         wanted = teacher(batch.inputs) if objective.needs_teacher else None
         try:
-            outputs = as_outputs(noisy.network(*batch.inputs))
+            outputs = as_outputs(forward(*batch.inputs))
         except IndexError as error:
             raise index_outside(error) from error
         loss = objective.loss(outputs, wanted, batch.labels, team)
@@ -104,7 +108,7 @@ def _train(subject: Subject, step: FinetuneStep, run: Run, team: Team) -> dict[s
         most_loaders = max(1, usable_cpus() // team.size)
         with beside():
             return team.agree(
-                lambda: choose_speed(step.speed, network, data.train, loss_of, share, masks, most_loaders)
+                lambda: choose_speed(step.speed, network, data.train, loss_of, share, masks, forward, most_loaders)
             )
 
     def find_rate(numerics: Numerics) -> RangeTest:
@@ -114,27 +118,29 @@ def _train(subject: Subject, step: FinetuneStep, run: Run, team: Team) -> dict[s
     plan = _plan(step, run.spec.seed)
     share = replace(plan, batch_size=-(-plan.batch_size // team.size))
     masks = {name: mask.to(run.device) for name, mask in subject.masks.items()}
-    decided, penalty = decide(subject, step, run, measure, find_rate)
-    plan = replace(
-        plan, learning_rate=decided.learning_rate, numerics=decided.numerics, loaders=decided.speed["loaders"]
-    )
-    with run.interrupts.listening(), beside():
-        log = train(
-            network,
-            data.train,
-            loss_of,
-            judged,
-            plan,
-            penalty=penalty,
-            on_progress=lambda fraction, epoch: run.progress(fraction, epoch, step.epochs),
-            on_epoch=on_epoch,
-            on_state=lambda state: run.keep_state(decided.kept_with(_sound(state))),
-            state_due=run.interrupts.state_due,
-            out_of_time=out_of_time,
-            resume=run.state,
-            masks=masks,
-            team=team,
+    with forward:
+        decided, penalty = decide(subject, step, run, measure, find_rate)
+        plan = replace(
+            plan, learning_rate=decided.learning_rate, numerics=decided.numerics, loaders=decided.speed["loaders"]
         )
+        forward.keep(decided.speed["compiled"] and _can_compile(forward, run))
+        with run.interrupts.listening(), beside():
+            log = train(
+                network,
+                data.train,
+                loss_of,
+                judged,
+                plan,
+                penalty=penalty,
+                on_progress=lambda fraction, epoch: run.progress(fraction, epoch, step.epochs),
+                on_epoch=on_epoch,
+                on_state=lambda state: run.keep_state(decided.kept_with(_sound(state))),
+                state_due=run.interrupts.state_due,
+                out_of_time=out_of_time,
+                resume=run.state,
+                masks=masks,
+                team=team,
+            )
     details = described(log, kind, data.metric, len(data.train)) | found_out(step, decided, penalty)
     details |= taught(step, objective, features) | {"dropouts": noisy.dropouts, "drop_paths": noisy.branches}
     details["processes"] = team.size
@@ -226,6 +232,27 @@ def _noisy(subject: Subject, step: FinetuneStep, run: Run) -> Noisy:
         if asked and not found:
             run.warn("nothing_dropped", f"The network has no place for `{name}`: nothing is dropped by it.")
     return noisy
+
+
+def _why_not_compiled(step: FinetuneStep, run: Run, team: Team) -> str | None:
+    if step.speed.compile is False:
+        return "nobody asks for it"
+    if team.size > 1:
+        return "several processes train it together"
+    if step.distill.features:
+        return "`distill.features` looks into its layers as they run"
+    return why_not_here(run.device.type)
+
+
+def _can_compile(forward: Compiled, run: Run) -> bool:
+    """A training may go on elsewhere than it began."""
+    if forward.why_not is not None:
+        run.warn(
+            "not_compiled",
+            f"The training began with a compiled network and goes on without, as {forward.why_not}: the same up to "
+            "rounding.",
+        )
+    return forward.why_not is None
 
 
 def _sound(state: StepState) -> StepState:
