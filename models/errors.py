@@ -9,6 +9,8 @@ from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict
 
+from models.texts import Text
+
 
 class Code(StrEnum):
     """The closed set of error codes. `HINTS` has the remedy of each."""
@@ -212,7 +214,7 @@ class JobError(BaseModel):
 
     code: Code
     phase: str | None = None
-    message: str
-    where: str | None = None
+    message: Text
+    where: Text | None = None
     retryable: bool = False
     hint: str

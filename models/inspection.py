@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from models.sizes import Sizes
 from models.split_rules import SplitName
+from models.texts import Text
 
 
 class _Frozen(BaseModel):
@@ -18,13 +19,13 @@ class Notice(_Frozen):
     """A warning: a stable code, and a sentence for people."""
 
     code: str
-    message: str
+    message: Text
 
 
 class TensorInfo(_Frozen):
     """A named tensor. `None` in `shape` is a size that may vary (the batch is dimension 0)."""
 
-    name: str
+    name: Text
     dtype: str
     shape: list[int | None]
 
@@ -121,7 +122,7 @@ class DatasetInspection(_Frozen):
     samples: int
     inputs: list[TensorInfo]
     labels: LabelInfo | None
-    class_names: list[str] | None = None
+    class_names: list[Text] | None = None
     splits: dict[SplitName, int] | None = None
     skipped_samples: int = 0
     image_sizes: ImageSizes | None = None

@@ -55,6 +55,8 @@ def leads_outside(name: str) -> bool:
 
 def _problem(member: zipfile.ZipInfo) -> str | None:
     name = member.filename
+    if not name:
+        return "has no name"
     if leads_outside(name):
         return "has a name that leads outside of the archive"
     if stat.S_ISLNK(member.external_attr >> 16):

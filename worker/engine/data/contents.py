@@ -18,7 +18,7 @@ from models.inspection import DatasetFormat
 from models.split_rules import SplitName
 from worker.engine.data.archive import open_archive
 from worker.engine.data.folders import SUFFIXES, Listing, list_images
-from worker.engine.data.npy import Array, read_npy
+from worker.engine.data.npy import Array, check_layout, read_npy
 from worker.engine.data.npz import read_npz
 from worker.engine.data.pictures import Pictures, ZippedPictures
 from worker.engine.data.splits import split_names
@@ -67,6 +67,8 @@ def of_arrays(
 ) -> Contents:
     """The contents of named arrays: labels in `y`, the part of each sample in `split`, all others are inputs, unless
     `pictures` are."""
+    for name, array in arrays.items():
+        check_layout(name, array.shape, array.dtype)
     inputs = {name: array for name, array in arrays.items() if name not in RESERVED}
     if pictures is None and not inputs:
         raise Failure(Code.DATASET_BAD, "There is no input array; name it `x`, or after the network's input.")

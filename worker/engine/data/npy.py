@@ -6,6 +6,8 @@ a header must agree with the number of bytes there are before anything is alloca
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -53,8 +55,10 @@ def read_header(stream: IO[bytes], size_bytes: int, name: str, *, one_sample: bo
             raise ValueError(f"version {version} is not read")
         read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
         shape, column_major, dtype = read(stream, max_header_size=MAX_HEADER_BYTES)
-    # numpy parses the header with ast.literal_eval, which answers hostile text with any of these.
-    except (ValueError, TypeError, SyntaxError, KeyError, RecursionError, MemoryError, OverflowError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError):
+        raise  # of the archive that the stream is of
+    # numpy parses the header with tokenize and ast.literal_eval, which answer hostile text with nearly any exception.
+    except Exception as error:
         raise bad_array(name, f"has a header that cannot be read ({error})", "write it with numpy") from error
     header = Header(shape, dtype, column_major, stream.tell() - start)
     _check(header, size_bytes - header.data_offset, name, one_sample=one_sample)

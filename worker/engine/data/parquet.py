@@ -71,7 +71,9 @@ def _read(path: Path, file: pq.ParquetFile) -> Found:
         raise Failure(Code.DATASET_BAD, f"The file has several columns of bytes ({', '.join(images)}). Keep one image.")
     label = next((name for name in LABEL_NAMES if name in schema.names), None)
     wanted = [name for name in schema.names if not images or name in (images[0], label, "split")]
-    first = next(_batches(file, wanted, 1))
+    first = next(_batches(file, wanted, 1), None)
+    if first is None:
+        raise ValueError("no rows are there")
     columns = {
         name: _column(first.column(name), name, text=name in (label, "split")) for name in wanted if name not in images
     }

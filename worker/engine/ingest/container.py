@@ -66,6 +66,8 @@ class StoredZip:
 
     def _admit(self, info: zipfile.ZipInfo, root: str) -> None:
         name = info.filename
+        if not name:
+            raise bad_archive("a member has no name")
         if info.orig_filename != name or "\\" in name or ".." in name.split("/") or name.startswith("/"):
             raise bad_archive(f"member {shown(name)}: the name is a path out of the archive")
         if root == "/" or not name.startswith(root):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import keyword
 import re
+from collections import Counter
 
 from torch import fx, nn
 
@@ -20,14 +21,14 @@ def safe_names(names: list[str]) -> dict[str, str]:
     """
     taken: set[str] = set()
     folders: set[str] = set()
+    numbers: Counter[str] = Counter()
     result: dict[str, str] = {}
     # Deepest first: a name that is also a folder then meets its folder and is the one to change.
     for name in sorted(names, key=lambda name: (-_safe(name).count("."), name != _safe(name))):
         base = candidate = _safe(name)
-        number = 1
         while candidate in taken or candidate in folders:
-            number += 1
-            candidate = f"{base}_{number}"
+            numbers[base] += 1
+            candidate = f"{base}_{numbers[base] + 1}"
         taken.add(candidate)
         folders.update(_folders(candidate))
         result[name] = candidate

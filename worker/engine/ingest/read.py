@@ -21,6 +21,7 @@ from worker.engine.ingest.parameters import check_parameters
 from worker.engine.ingest.precision import in_single_precision, precision_notice
 from worker.engine.ingest.program import GraphBuilder, Program, dtype_name, symbol
 from worker.engine.ingest.rejected import bad_archive, rejected, shown
+from worker.engine.ingest.sizes import check_input
 from worker.engine.ingest.treespec import Tree, parse_treespec
 from worker.engine.ingest.trial import check_batch
 from worker.engine.ingest.weights import Tensors, read_tensors
@@ -170,8 +171,7 @@ def _input(graph: schema.Graph, name: str, builder: GraphBuilder, warnings: list
                 message=f"Dimension {position} of the input {node.name} may vary in the file; it is taken as {hint}.",
             )
         )
-    if any(size is not None and not 0 < size <= 2**31 for size in shape):
-        raise rejected(f"the input {node.name} has the shape {shape}", node.name)
+    check_input(node.name, shape)
     node.meta["shape"] = shape
     return TensorInfo(name=node.name, dtype=dtype_name(node.meta["dtype"]), shape=shape)
 

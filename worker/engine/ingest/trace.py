@@ -43,6 +43,8 @@ class Run(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         try:
             result = self.compute(n)
+            if isinstance(result, int) and not -(2**63) <= result < 2**63:
+                raise OverflowError("a size has more than 64 bits")
         except Exception as error:
             if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
                 raise
@@ -51,7 +53,7 @@ class Run(fx.Interpreter):
             raise DoesNotRun(
                 f"{place}: {str(error).splitlines()[0][:200] if str(error) else type(error).__name__}"
             ) from error
-        if n.op == "call_function":
+        if n.op in ("placeholder", "call_function"):
             self.total_bytes += _bytes(result)
             if self.total_bytes > MAXIMUM_ACTIVATION_BYTES:
                 raise rejected(

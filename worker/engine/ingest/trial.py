@@ -35,9 +35,9 @@ def check_batch(program: Program) -> Program:
             first, second = (trace(program, batch) for batch in TRIED_BATCHES)
             if first.macs <= MAXIMUM_MACS_TO_TRY:
                 _run(program, [_random(info, TRIED_BATCHES[0]) for info in program.inputs])
+            return replace(program, outputs=_outputs(program, first, second))
         except DoesNotRun as error:
             raise rejected(f"the network does not run: {error}") from error
-        return replace(program, outputs=_outputs(program, first, second))
     sizes = {info.shape[0] for info in fixed}
     if len(sizes) > 1 or len(fixed) != len(program.inputs):
         raise rejected(f"dimension 0 of the input {fixed[0].name} is fixed to {fixed[0].shape[0]}; {_DYNAMIC}")
@@ -93,6 +93,8 @@ def _outputs(program: Program, first: Trace, second: Trace) -> tuple[TensorInfo,
     """Write `shape` and `dtype` on every node; sizes that differ between the two runs vary. Returns the outputs."""
     for node, (dtype, shape) in first.shapes.items():
         again = second.shapes[node][1]
+        if len(again) != len(shape):
+            raise DoesNotRun(f"{node.name} has another number of dimensions in another batch")
         varying = [size if size == other else None for size, other in zip(shape, again, strict=True)]
         node.meta["shape"], node.meta["dtype"] = varying, dtype
     (output,) = [node for node in program.graph.nodes if node.op == "output"]

@@ -28,6 +28,7 @@ from worker.engine.ingest.archive import (
 from worker.engine.ingest.named.pth import is_tensor, read_pth, trainable
 from worker.engine.ingest.rejected import rejected, shown
 from worker.engine.ingest.schema import Payload, PayloadConfig, SymbolicInt, TensorMeta, parse
+from worker.engine.ingest.sizes import empty_tensor
 
 DTYPES: dict[int, torch.dtype] = {
     1: torch.uint8,
@@ -160,9 +161,7 @@ def _tensor(
     count = math.prod(sizes)
     held = len(raw) // dtype.itemsize
     if count == 0:
-        if max(sizes) > 2**31:
-            raise rejected(f"tensor {shown(name)} is empty but claims the shape {sizes}", shown(name))
-        return torch.empty(sizes, dtype=dtype)
+        return empty_tensor(name, sizes, dtype)
     last = at + sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True))
     if count > held or last >= held or len(raw) % dtype.itemsize:
         raise rejected(

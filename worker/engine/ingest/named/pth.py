@@ -21,6 +21,7 @@ from models.errors import Code, Failure
 from worker.engine.ingest.container import StoredZip
 from worker.engine.ingest.named.inert_pickle import DICTIONARIES, Call, Global, Stored, parse
 from worker.engine.ingest.rejected import bad_archive, rejected, shown
+from worker.engine.ingest.sizes import empty_tensor
 
 MAXIMUM_PICKLE_BYTES = 32 << 20
 MAXIMUM_RANK = 8
@@ -129,9 +130,7 @@ class Saved:
             )
         count = math.prod(sizes)
         if count == 0:
-            if max(sizes) > 2**31:
-                raise rejected(f"tensor {shown(name)} is empty but claims the shape {sizes}", shown(name))
-            return torch.empty(sizes, dtype=place.dtype)
+            return empty_tensor(name, sizes, place.dtype)
         last = place.at + sum((size - 1) * stride for size, stride in zip(sizes, place.strides, strict=True))
         if count > place.held or last >= place.held:
             raise Failure(
@@ -210,6 +209,6 @@ def _place(name: str, value: Any) -> _Place:
         case _:
             raise rejected(f"tensor {shown(name)} is not described as torch.save does", shown(name))
     wrong = len(sizes) != len(strides) or len(sizes) > MAXIMUM_RANK
-    if wrong or any(type(number) is not int or number < 0 for number in (at, *sizes, *strides)):
+    if wrong or any(type(number) is not int or not 0 <= number < 2**63 for number in (at, *sizes, *strides)):
         raise rejected(f"tensor {shown(name)} has sizes or strides that are none", shown(name))
     return _Place(key, STORAGES[storage], held, sizes, strides, at)

@@ -10,6 +10,7 @@ from safetensors import SafetensorError, deserialize
 from torch import Tensor
 
 from worker.engine.ingest.rejected import rejected, shown
+from worker.engine.ingest.sizes import empty_tensor
 
 DTYPES: dict[str, torch.dtype] = {
     "BOOL": torch.bool,
@@ -47,7 +48,5 @@ def _tensor(name: str, dtype: str, shape: list[int], data: bytearray) -> Tensor:
     if len(shape) > MAXIMUM_RANK:
         raise rejected(f"tensor {shown(name)} has {len(shape)} dimensions; {MAXIMUM_RANK} are read", shown(name))
     if 0 in shape:
-        if max(shape) > 2**31:
-            raise rejected(f"tensor {shown(name)} is empty but claims the shape {shape}", shown(name))
-        return torch.empty(shape, dtype=DTYPES[dtype])
+        return empty_tensor(name, shape, DTYPES[dtype])
     return torch.frombuffer(data, dtype=DTYPES[dtype]).reshape(shape)

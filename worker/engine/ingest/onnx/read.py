@@ -19,6 +19,7 @@ from worker.engine.ingest.parameters import check_parameters
 from worker.engine.ingest.precision import precision_notice
 from worker.engine.ingest.program import Program, dtype_name
 from worker.engine.ingest.rejected import rejected, shown
+from worker.engine.ingest.sizes import check_input
 from worker.engine.ingest.trial import check_batch
 
 MAXIMUM_BYTES = (2 << 30) - 1
@@ -133,8 +134,7 @@ def _inputs(model: ModelProto, options: ReadOptions, widened: frozenset[torch.dt
         dtype = dtype_of_type(value.type.tensor_type.elem_type, f"the input {shown(value.name)}")
         dtype = torch.float32 if dtype in widened else dtype
         shape = _shape(value, shapes.get(value.name, shapes.get(None)), given)
-        if any(size is not None and not 0 < size <= 2**31 for size in shape):
-            raise rejected(f"the input {shown(value.name)} has the shape {shape}")
+        check_input(value.name, shape)
         made.append(TensorInfo(name=value.name, dtype=dtype_name(dtype), shape=shape))
     return made
 

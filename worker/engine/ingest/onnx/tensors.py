@@ -12,6 +12,7 @@ from onnx import TensorProto
 from torch import Tensor
 
 from worker.engine.ingest.rejected import rejected, shown
+from worker.engine.ingest.sizes import empty_tensor
 
 MAXIMUM_RANK = 8
 
@@ -79,7 +80,7 @@ def read_tensor(proto: TensorProto, external: External | None = None) -> Tensor:
             raise rejected(f"{what} of the sizes {list(sizes)} has {len(values)} elements")
         data = bytearray(np.asarray(values).astype(element).tobytes())
     if count == 0:
-        return torch.empty(sizes, dtype=dtype)
+        return empty_tensor(proto.name, sizes, dtype)
     if sys.byteorder != "little":
         raise rejected("ONNX files are read on little-endian machines only")
     if dtype == torch.bool:
