@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test lint image-test bench promises soak canaries requests conformance real-files clean
+.PHONY: help demo serve test lint image-test bench promises soak canaries requests fuzz conformance real-files clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort | column -t -s "$$(printf '\t')"
@@ -57,6 +57,9 @@ canaries: $(VENV)/.dev ## upload every crafted file to the whole service; the te
 
 requests: $(VENV)/.dev ## send ten thousand drawn requests, right and wrong, to every operation; the tests send a few
 	$(BIN)/python -m tests.promises --only P35
+
+fuzz: $(VENV)/.dev ## give every reader of files changed files, ten minutes each; MINUTES=1 for less, ONLY="onnx npz" for some
+	$(BIN)/python -m tests.fuzz --minutes $(or $(MINUTES),10) $(if $(ONLY),--only $(ONLY))
 
 conformance: $(VENV)/.dev ## take every architecture through the whole engine, and print the table; ONLY="resnet* unet" takes some
 	$(BIN)/python -m tests.engine.conformance $(if $(ONLY),--only $(ONLY))

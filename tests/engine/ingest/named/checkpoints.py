@@ -51,12 +51,12 @@ def _pickled(value: Any, protocol: int = 2) -> bytes:
 _WEIGHT = b"\x80\x02}X\x01\x00\x00\x00w"
 
 
-def _tensor(storage: bytes, count: int, sizes: tuple[int, ...], strides: tuple[int, ...], at: int = 0) -> bytes:
+def tensor_of(storage: bytes, count: int, sizes: tuple[int, ...], strides: tuple[int, ...], at: int = 0) -> bytes:
     """A state dict with the tensor `w`, described by hand."""
 
     def number(value: int) -> bytes:
-        raw = value.to_bytes(8, "little", signed=True)
-        return b"\x8a\x08" + raw
+        raw = value.to_bytes(16, "little", signed=True)
+        return b"\x8a\x10" + raw
 
     def numbers(values: tuple[int, ...]) -> bytes:
         return b"(" + b"".join(map(number, values)) + b"t"
@@ -76,7 +76,7 @@ def _forged_csr() -> bytes:
     return saved({"w": wild})
 
 
-def _safetensors(header: Any, body: bytes = b"", length: int | None = None) -> bytes:
+def safetensors_of(header: Any, body: bytes = b"", length: int | None = None) -> bytes:
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack("<Q", len(text) if length is None else length) + text + body
 
@@ -122,27 +122,27 @@ CHECKPOINTS = (
         "stride_zero",  # 38
         Code.LOGICAL_SIZE_EXCEEDS_STORAGE,
         "claims",
-        lambda _: _tensor(b"torch\nFloatStorage", 2, (1 << 20, 1 << 20), (0, 0)),
+        lambda _: tensor_of(b"torch\nFloatStorage", 2, (1 << 20, 1 << 20), (0, 0)),
     ),
     Crafted(
-        "offset", Code.LOGICAL_SIZE_EXCEEDS_STORAGE, "3", lambda _: _tensor(b"torch\nFloatStorage", 2, (2,), (1,), 2)
+        "offset", Code.LOGICAL_SIZE_EXCEEDS_STORAGE, "3", lambda _: tensor_of(b"torch\nFloatStorage", 2, (2,), (1,), 2)
     ),
     Crafted(
         "storage_larger_than_its_bytes",
         Code.BAD_ARCHIVE,
         "8 bytes",
-        lambda _: _tensor(b"torch\nFloatStorage", 1 << 40, (1 << 40,), (1,)),
+        lambda _: tensor_of(b"torch\nFloatStorage", 1 << 40, (1 << 40,), (1,)),
     ),
     Crafted(
         "empty_and_huge",
         Code.NETWORK_REJECTED,
         "empty",
-        lambda _: _tensor(b"torch\nFloatStorage", 2, (0, 1 << 62), (1, 1)),
+        lambda _: tensor_of(b"torch\nFloatStorage", 2, (0, 1 << 62), (1, 1)),
     ),
     Crafted(
-        "negative_stride", Code.NETWORK_REJECTED, "strides", lambda _: _tensor(b"torch\nFloatStorage", 2, (2,), (-1,))
+        "negative_stride", Code.NETWORK_REJECTED, "strides", lambda _: tensor_of(b"torch\nFloatStorage", 2, (2,), (-1,))
     ),
-    Crafted("no_storage", Code.UNSAFE_PICKLE, "os.system", lambda _: _tensor(b"os\nsystem", 2, (2,), (1,))),
+    Crafted("no_storage", Code.UNSAFE_PICKLE, "os.system", lambda _: tensor_of(b"os\nsystem", 2, (2,), (1,))),
     Crafted(
         "nested",  # 39
         Code.TOO_DEEP,
@@ -180,25 +180,25 @@ CHECKPOINTS = (
     Crafted("no_tensors", Code.NETWORK_REJECTED, "no tensors", lambda _: saved({"epoch": 3})),
     Crafted("a_tensor", Code.NETWORK_REJECTED, "no tensors", lambda _: saved(torch.ones(3))),
     Crafted("quantized", Code.UNSAFE_PICKLE, "", lambda _: _pickled(len)),
-    Crafted("header_of_2_64", Code.UNKNOWN_FORMAT, "", lambda _: _safetensors(b"{", length=2**64 - 1)),  # 54
-    Crafted("header_cut", Code.NETWORK_REJECTED, "safetensors", lambda _: _safetensors(b'{"w":', b" " * 4)),
+    Crafted("header_of_2_64", Code.UNKNOWN_FORMAT, "", lambda _: safetensors_of(b"{", length=2**64 - 1)),  # 54
+    Crafted("header_cut", Code.NETWORK_REJECTED, "safetensors", lambda _: safetensors_of(b'{"w":', b" " * 4)),
     Crafted(
         "header_over_100_MB",
         Code.NETWORK_REJECTED,
         "safetensors",
-        lambda _: _safetensors(b"{}" + b" " * 100_000_000),
+        lambda _: safetensors_of(b"{}" + b" " * 100_000_000),
     ),
     Crafted(
         "overlap",
         Code.NETWORK_REJECTED,
         "safetensors",
-        lambda _: _safetensors({"a": _entry([2], 0, 8), "b": _entry([2], 4, 12)}, bytes(12)),
+        lambda _: safetensors_of({"a": _entry([2], 0, 8), "b": _entry([2], 4, 12)}, bytes(12)),
     ),
     Crafted(
         "gap",
         Code.NETWORK_REJECTED,
         "safetensors",
-        lambda _: _safetensors({"a": _entry([1], 0, 4), "b": _entry([1], 8, 12)}, bytes(12)),
+        lambda _: safetensors_of({"a": _entry([1], 0, 4), "b": _entry([1], 8, 12)}, bytes(12)),
     ),
     Crafted(
         "trailing", Code.NETWORK_REJECTED, "safetensors", lambda _: save({"w": torch.ones(2)}) + b"PK\x03\x04"
@@ -207,19 +207,19 @@ CHECKPOINTS = (
         "shape_is_not_bytes",
         Code.NETWORK_REJECTED,
         "safetensors",
-        lambda _: _safetensors({"w": _entry([3], 0, 8)}, bytes(8)),
+        lambda _: safetensors_of({"w": _entry([3], 0, 8)}, bytes(8)),
     ),
     Crafted(
         "shape_overflows",
         Code.NETWORK_REJECTED,
         "safetensors",
-        lambda _: _safetensors({"w": _entry([2**33, 2**33], 0, 8)}, bytes(8)),
+        lambda _: safetensors_of({"w": _entry([2**33, 2**33], 0, 8)}, bytes(8)),
     ),
     Crafted(
         "key_twice",
         Code.NETWORK_REJECTED,
         "twice",
-        lambda _: _safetensors(
+        lambda _: safetensors_of(
             b'{"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}',
             bytes(4),
         ),
@@ -228,7 +228,7 @@ CHECKPOINTS = (
         "unknown_type",
         Code.NETWORK_REJECTED,
         "safetensors",
-        lambda _: _safetensors({"w": _entry([1], 0, 4, "Q4")}, bytes(4)),
+        lambda _: safetensors_of({"w": _entry([1], 0, 4, "Q4")}, bytes(4)),
     ),
     Crafted(
         "complex",
@@ -236,12 +236,12 @@ CHECKPOINTS = (
         "C64",
         lambda _: save({"w": torch.ones(2, dtype=torch.complex64)}),
     ),
-    Crafted("not_utf_8", Code.NETWORK_REJECTED, "safetensors", lambda _: _safetensors(b'{"\xff": 1}')),
+    Crafted("not_utf_8", Code.NETWORK_REJECTED, "safetensors", lambda _: safetensors_of(b'{"\xff": 1}')),
     Crafted(
         "empty_2_62",  # 56
         Code.NETWORK_REJECTED,
         "empty",
-        lambda _: _safetensors({"w": _entry([0, 2**62], 0, 0)}),
+        lambda _: safetensors_of({"w": _entry([0, 2**62], 0, 0)}),
     ),
     Crafted(
         "other_names",  # 57

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx import NodeProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from tests.engine.ingest.onnx.graphs import Array, compare, fp, ints, model, random, read, with_parameters
 from worker.engine.ingest.onnx.table import TRANSLATIONS
@@ -29,6 +29,17 @@ class Case:
     high: int = 2
     through: str | None = None
     tolerance: float = 1e-5
+
+    def network(self) -> ModelProto:
+        order = self.order or (*self.inputs, *self.weights)
+        results = [f"y{place}" for place in range(self.results)]
+        if self.through is not None:
+            order = tuple("inside" if name == "x" else name for name in order)
+        node = helper.make_node(self.kind, list(order), results, "part", **self.attributes)
+        network = with_parameters(node, self.inputs, self.weights, opset=self.opset)
+        if self.through is not None:
+            network.graph.node.insert(0, helper.make_node(self.through, ["x"], ["inside"], "before"))
+        return network
 
 
 X = {"x": ["N", 4, 5]}
@@ -388,14 +399,7 @@ def _name(case: Case) -> str:
 
 @pytest.mark.parametrize("case", CASES, ids=_name)
 def test_an_operator_gives_what_onnx_runtime_gives(case: Case, tmp_path: Path) -> None:
-    order = case.order or (*case.inputs, *case.weights)
-    results = [f"y{place}" for place in range(case.results)]
-    if case.through is not None:
-        order = tuple("inside" if name == "x" else name for name in order)
-    node = helper.make_node(case.kind, list(order), results, "part", **case.attributes)
-    network = with_parameters(node, case.inputs, case.weights, opset=case.opset)
-    if case.through is not None:
-        network.graph.node.insert(0, helper.make_node(case.through, ["x"], ["inside"], "before"))
+    network = case.network()
     program, subject = read(network, tmp_path)
     assert program.format == "onnx"
     compare(network, subject, case.high, case.tolerance)
@@ -416,6 +420,12 @@ RECURRENT: dict[str, tuple[str, int, dict[str, Any]]] = {
 @pytest.mark.parametrize("name", RECURRENT)
 @pytest.mark.parametrize("opset", [7, 14, 22])
 def test_a_recurrent_layer_gives_what_onnx_runtime_gives(name: str, bias: bool, opset: int, tmp_path: Path) -> None:
+    network = recurrent_network(name, bias, opset)
+    _, subject = read(network, tmp_path)
+    compare(network, subject)
+
+
+def recurrent_network(name: str, bias: bool, opset: int) -> ModelProto:
     """Over [time, batch, features], from states that are an input, with all its outputs."""
     kind, gates, attributes = RECURRENT[name]
     directions = 2 if attributes.get("direction") == "bidirectional" else 1
@@ -434,15 +444,13 @@ def test_a_recurrent_layer_gives_what_onnx_runtime_gives(name: str, bias: bool, 
     # Y is [time, directions, batch, hidden]: the batch comes first for the comparison.
     back = [helper.make_node("Transpose", ["Y"], ["y"], perm=[2, 0, 1, 3])]
     back += [helper.make_node("Transpose", [name], [f"{name}.y"], perm=[1, 0, 2]) for name in outputs[1:]]
-    network = model(
+    return model(
         [*turn, layer, *back],
         {"x": ["N", 6, features], **{f"{state}.given": ["N", directions, hidden] for state in states}},
         ["y", *(f"{name}.y" for name in outputs[1:])],
         weights,
         opset=opset,
     )
-    _, subject = read(network, tmp_path)
-    compare(network, subject)
 
 
 def _sizes_of_the_batch() -> list[NodeProto]:
