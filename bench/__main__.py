@@ -20,6 +20,7 @@ from rich.table import Table
 from bench.criteria import criteria
 from bench.int8 import int8
 from bench.job import starts, whole_jobs
+from bench.large import large
 from bench.networks import networks
 from bench.row import Row
 from bench.sizes import sizes
@@ -33,15 +34,17 @@ WIDTH = 110
 
 
 PARTS = ("service", "training", "criteria", "networks", "sizes", "int8")
+LARGE = "large"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; without any, all")
     parser.add_argument("--jobs", type=int, default=1, help="networks at a time")
+    parser.add_argument("--gigabytes", type=float, default=3.0, help="of the network in `large`, which only runs named")
     chosen = parser.parse_args()
-    if unknown := sorted({*chosen.parts} - {*PARTS}):
-        parser.error(f"there is no part {', '.join(unknown)}; choose from {', '.join(PARTS)}")
+    if unknown := sorted({*chosen.parts} - {*PARTS, LARGE}):
+        parser.error(f"there is no part {', '.join(unknown)}; choose from {', '.join((*PARTS, LARGE))}")
     torch.set_num_threads(1)
     console = Console(highlight=False, width=max(WIDTH, Console().width))
     wanted = chosen.parts or PARTS
@@ -57,6 +60,8 @@ def main() -> int:
         sizes(console)
     if "int8" in wanted:
         int8(console)
+    if LARGE in wanted:
+        _print(console, large(chosen.gigabytes), "times the network")
     return 0
 
 
@@ -69,9 +74,13 @@ def service(console: Console) -> None:
             for name, measure in (("uploads", uploads), ("starts", starts), ("whole jobs", whole_jobs)):
                 console.print(f"measuring {name} …")
                 rows += measure(client, folder)
+    _print(console, rows, "against the row below")
+
+
+def _print(console: Console, rows: list[Row], ratio: str) -> None:
     table = Table(title=f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}")
     table.add_column("")
-    for heading in ("measured", "unit", "against the row below"):
+    for heading in ("measured", "unit", ratio):
         table.add_column(heading, justify="right")
     for row in rows:
         table.add_row(row.what, f"{row.value:,.1f}", row.unit, "" if row.ratio is None else f"{row.ratio:.2f}x")

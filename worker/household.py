@@ -62,7 +62,7 @@ class Household:
         """Of their own, not of files."""
         if not self._members or time.monotonic() < self._stale_until:
             self.members()
-        return sum(_memory(pid) for pid in self._members)
+        return sum(memory_of(pid) for pid in self._members)
 
     def is_over_disk(self, folders: Sequence[str], limit: int) -> bool:
         """Whether the folders hold more than `limit`, or more than `MAX_FILES`, or have nearly filled their disk.
@@ -104,7 +104,7 @@ def _processes() -> Iterator[tuple[int, _Process]]:
                 yield int(name), _Process(int(fields[1]), int(fields[17]))
 
 
-def _memory(pid: int) -> int:
+def memory_of(pid: int) -> int:
     """Resident bytes that no file backs, and swapped ones."""
     total = 0
     with contextlib.suppress(OSError), open(f"/proc/{pid}/status", "rb") as file:

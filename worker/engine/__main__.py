@@ -6,6 +6,8 @@ training has a last checkpoint written first, then status 143 and no last word; 
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
 import os
 import signal
@@ -42,11 +44,13 @@ def main(arguments: list[str]) -> int:
         print(f"{arguments[0]}: {error}", file=sys.stderr)
         return 2
     emit = _open_pipe()
+    gc.freeze()  # what was imported stays, and need not be looked at again
     last_phase: list[str] = []
 
     def remember(event: EngineEvent) -> None:
         if event.type == "phase":
             last_phase[:] = [event.phase]
+            _give_memory_back()
         emit(event)
 
     def say(failure: Failure) -> None:
@@ -65,6 +69,13 @@ def main(arguments: list[str]) -> int:
         say(as_failure(error))
         return 1
     return 0
+
+
+def _give_memory_back() -> None:
+    """What the phase before has left: networks die in cycles of references, and glibc keeps pages that were freed."""
+    gc.collect()
+    if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+        trim(0)
 
 
 def _read(path: Path) -> EngineRequest:

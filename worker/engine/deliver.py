@@ -28,7 +28,7 @@ from worker.engine.graph.cost import parameters
 from worker.engine.graph.stored import stored_network
 from worker.engine.measure.census import take_census, what_is_left_over
 from worker.engine.measure.contents import layers_of
-from worker.engine.measure.files import FileFigures, measure_pair, score_pair
+from worker.engine.measure.files import FileFigures, measure_file, score_pair
 from worker.engine.measure.layers import layer_reports
 from worker.engine.measure.metrics import drop, forward_of, output_index
 from worker.engine.measure.runtime import FreshProcess
@@ -198,10 +198,10 @@ def _measure(
     compressed = written(run.folder / "artifacts" / f"model.{form}")
     scores: tuple[dict[str, MetricValue], dict[str, MetricValue]] = ({}, {})
     agreement: MetricValue | None = None
+    sample, layers = _samples(subject, run, 1), _layers(subject)
     with FreshProcess(run.folder, threads) as process:
-        sample, layers = _samples(subject, run, 1), _layers(subject)
-        figures = measure_pair(process, original, compressed, sample, run.folder, threads, layers)
-        on_progress(0.5)
+        latencies = process.latency([original, compressed], sample)  # the two take turns
+        on_progress(0.3)
         if run.data is not None:
             output = output_index(subject.outputs, run.spec.data.output if run.spec.data else None)
             *both, agreement = score_pair(
@@ -211,9 +211,14 @@ def _measure(
                 run.data.test,
                 run.data.task,
                 output,
-                lambda done: on_progress(0.5 + done / 2),
+                lambda done: on_progress(0.3 + 0.5 * done),
             )
             scores = (both[0], both[1])
+    # Only once that process has ended: a large network is in memory once.
+    figures = [
+        measure_file(path, latency, sample, run.folder, threads, layers)
+        for path, latency in zip((original, compressed), latencies, strict=True)
+    ]
     whole = None if agreement is None else agreement.model_copy(update={"value": 1.0})
     return FilePair(
         format=form,

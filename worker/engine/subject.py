@@ -12,6 +12,7 @@ from torch import Tensor, fx
 
 from models.inspection import TensorInfo
 from worker.engine.graph.coded import Coded
+from worker.engine.graph.copies import sharing_copy
 from worker.engine.graph.integer import Quantization, integer_network
 from worker.engine.graph.stored import Stored
 
@@ -71,10 +72,12 @@ class Subject:
 
     @classmethod
     def of(cls, graph: fx.GraphModule, inputs: tuple[TensorInfo, ...], outputs: tuple[TensorInfo, ...]) -> Subject:
+        """A subject whose `original` has the memory of `graph`'s tensors, which may be that of a file, and whose own
+        `graph` is a copy."""
         graph.eval()
-        original = copy.deepcopy(graph)
+        original = sharing_copy(graph)
         original.requires_grad_(False)
-        return cls(graph, original, inputs, outputs)
+        return cls(copy.deepcopy(graph), original, inputs, outputs)
 
     def network(self) -> fx.GraphModule:
         """What is delivered: `graph`, or what it computes in 8-bit integers once it is quantized (built anew)."""

@@ -8,7 +8,6 @@ in `measure/unpack.py` with numpy, in a file's own graph), so that all give the 
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
+
+from worker.engine.graph.copies import sharing_copy
 
 TRITS_A_BYTE = 5
 
@@ -192,7 +193,7 @@ def coded_network(graph: fx.GraphModule, coded: Mapping[str, Coded]) -> fx.Graph
     held = {name: each for name, each in coded.items() if is_held(graph, name, each)}
     if not held:
         return graph
-    network = copy.deepcopy(graph)
+    network = sharing_copy(graph)
     layers = holders(network)
     for name, each in held.items():
         source = StoredCodes(each)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from worker.engine.graph.copies import sharing_copy
 from worker.engine.graph.dynamic import DynamicLayer, use_dynamic_layers
 
 LARGEST_ACTIVATION = 255
@@ -130,7 +131,7 @@ def integer_network(graph: fx.GraphModule, quantization: Quantization) -> fx.Gra
 def in_plain_aten(network: fx.GraphModule) -> fx.GraphModule:
     """A copy of an integer network with our operators as the arithmetic they stand for: `torch.export` traces
     through it, and the file loads in a torch that has never heard of us."""
-    plain = copy.deepcopy(network)
+    plain = sharing_copy(network)
     arithmetic = {ROUND_TRIP: round_trip, DEQUANTIZE: dequantize}
     for node in plain.graph.nodes:
         if node.op == "call_function":

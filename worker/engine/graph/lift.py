@@ -21,7 +21,7 @@ _CLONE = torch.ops.aten.clone.default
 
 
 def lift(program: Program) -> Subject:
-    """The network of `program`, ready for steps. `program` is left as it is, but its tensors are shared.
+    """The network of `program`, ready for steps. `program` is left as it is; its tensors are those of the original.
 
     Raises `Failure` (network_rejected) when names of the file cannot be laid out as modules.
     """

@@ -7,7 +7,6 @@ the file.
 
 from __future__ import annotations
 
-import copy
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+
+from worker.engine.graph.copies import sharing_copy
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def stored_network(graph: fx.GraphModule, stored: Mapping[str, Stored]) -> fx.Gr
     that the weight had, its scale beside it; `graph` itself where there are none. What shares a weight shares them."""
     if not stored:
         return graph
-    network = copy.deepcopy(graph)
+    network = sharing_copy(graph)
     by_identity = {id(network.get_parameter(name)): each for name, each in stored.items()}
     called = {node.target for node in network.graph.nodes if node.op == "call_module"}
     for name, layer in list(network.named_modules()):

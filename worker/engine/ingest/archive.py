@@ -62,8 +62,7 @@ class Archive(StoredZip):
                 raise rejected(f"archive member {shown(name)} is refused: {reason}")
         raise rejected(f"archive member {shown(name)} does not belong in a .pt2 made by torch.export.save")
 
-    def read(self, name: str, maximum: int | None = None) -> bytes:
-        """The bytes of a member that may be read; checks its CRC."""
-        if not _READ.fullmatch(name):
+    def member(self, name: str) -> zipfile.ZipInfo:
+        if not _READ.fullmatch(name) or name not in self.members:
             raise bad_archive(f"the archive has no member {shown(name)}; it is not a whole torch.export file")
-        return super().read(name, maximum)
+        return super().member(name)

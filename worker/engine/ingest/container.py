@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import stat
 import struct
 import zipfile
+import zlib
 from pathlib import Path
 from typing import BinaryIO, Self
 
@@ -36,6 +38,8 @@ class StoredZip:
     advice = "torch stores members as they are"
 
     def __init__(self, source: Path | BinaryIO) -> None:
+        self._path = source if isinstance(source, Path) else None
+        self._map: mmap.mmap | None = None
         try:
             self._zip = zipfile.ZipFile(source)
             infos = self._zip.infolist()
@@ -44,12 +48,13 @@ class StoredZip:
         if not 0 < len(infos) <= MAXIMUM_MEMBERS:
             raise bad_archive(f"the archive has {len(infos)} members; 1 to {MAXIMUM_MEMBERS} are read")
         self.members: dict[str, zipfile.ZipInfo] = {}
+        self._ends: dict[str, int] = {}
         root = self._root(infos)
         with source.open("rb") if isinstance(source, Path) else contextlib.nullcontext(source) as file:
             end = 0
             for info in sorted(infos, key=lambda info: info.header_offset):
                 self._admit(info, root)
-                end = _check_local_header(file, info, end)
+                self._ends[info.filename] = end = _check_local_header(file, info, end)
             self._check_length(file, end)
 
     def __enter__(self) -> Self:
@@ -103,17 +108,36 @@ class StoredZip:
     def __contains__(self, name: str) -> bool:
         return name in self.members
 
-    def read(self, name: str, maximum: int | None = None) -> bytes:
-        """The bytes of a member, of `maximum` at most; checks its CRC."""
+    def member(self, name: str) -> zipfile.ZipInfo:
         info = self.members.get(name)
         if info is None:
             raise bad_archive(f"the archive has no member {shown(name)}; the file is not whole")
+        return info
+
+    def read(self, name: str, maximum: int | None = None) -> bytes:
+        """The bytes of a member, of `maximum` at most; checks its CRC."""
+        info = self.member(name)
         if maximum is not None and info.file_size > maximum:
             raise bad_archive(f"member {shown(name)} has {info.file_size} bytes; at most {maximum} are read")
         try:
             return self._zip.read(info)
         except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError) as error:
             raise bad_archive(f"member {shown(name)} cannot be read: {error}") from error
+
+    def mapped(self, name: str) -> memoryview:
+        """The bytes of a member, writable; checks its CRC. Those of a file stay in it, also once the archive is closed,
+        and take memory only where they are written to, which leaves the file as it is."""
+        info = self.member(name)
+        if self._path is None or not info.file_size:
+            return memoryview(bytearray(self.read(name)))
+        if self._map is None:
+            with self._path.open("rb") as file:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        end = self._ends[info.filename]
+        content = memoryview(self._map)[end - info.file_size : end]
+        if zlib.crc32(content) != info.CRC:
+            raise bad_archive(f"member {shown(name)} cannot be read: its bytes do not have its CRC-32")
+        return content
 
     def close(self) -> None:
         self._zip.close()

@@ -112,6 +112,7 @@ class _Reader:
     def __init__(self, archive: Archive) -> None:
         self._archive = archive
         self._made: dict[tuple[object, ...], Tensor] = {}
+        self._used: set[str] = set()
         self.values: dict[str, Tensor] = {}
         self.parameters: set[str] = set()
 
@@ -124,7 +125,12 @@ class _Reader:
         key = (folder, payload.path_name, payload.is_param, *layout)
         tensor = self._made.get(key)
         if tensor is None:
-            tensor = _tensor(name, self._archive.read(folder + payload.path_name), *layout)
+            member = folder + payload.path_name
+            content = self._archive.mapped(member)
+            if member in self._used:  # each tensor has memory of its own
+                content = memoryview(bytearray(content))
+            self._used.add(member)
+            tensor = _tensor(name, content, *layout)
             if payload.is_param:
                 tensor = _parameter(name, tensor, payload.tensor_meta.requires_grad)
             self._made[key] = tensor
@@ -156,7 +162,7 @@ def _size(name: str, size: SymbolicInt) -> int:
 
 
 def _tensor(
-    name: str, raw: bytes, dtype: torch.dtype, sizes: tuple[int, ...], strides: tuple[int, ...], at: int
+    name: str, raw: memoryview, dtype: torch.dtype, sizes: tuple[int, ...], strides: tuple[int, ...], at: int
 ) -> Tensor:
     count = math.prod(sizes)
     held = len(raw) // dtype.itemsize
@@ -168,8 +174,11 @@ def _tensor(
             f"tensor {shown(name)} claims {count} elements up to position {last}, but its bytes hold {held}",
             shown(name),
         )
-    flat = torch.frombuffer(bytearray(raw), dtype=dtype)
-    return flat.as_strided(sizes, strides, at).clone(memory_format=torch.contiguous_format)
+    flat = torch.frombuffer(raw, dtype=dtype)
+    tensor = flat.as_strided(sizes, strides, at)
+    if count == held and tensor.is_contiguous() and flat.data_ptr() % dtype.itemsize == 0:
+        return tensor
+    return tensor.clone(memory_format=torch.contiguous_format)
 
 
 def _parameter(name: str, tensor: Tensor, requires_grad: bool) -> nn.Parameter:

@@ -31,30 +31,23 @@ class FileFigures:
     peak_memory_bytes: int
 
 
-def measure_pair(
-    process: FreshProcess,
-    original: Path,
-    compressed: Path,
+def measure_file(
+    path: Path,
+    latency: Latency,
     one_sample: tuple[Tensor, ...],
     folder: Path,
     threads: int,
     layers: Collection[str],
-) -> tuple[FileFigures, FileFigures]:
-    """Sizes, by `layers` too, latency for one sample (interleaved in `process`) and peak memory (a process for each)
-    of both files."""
-    latencies = process.latency([original, compressed], one_sample)
-    before, after = (
-        FileFigures(
-            name=path.name,
-            size_bytes=file_size_bytes(path),
-            gzip_bytes=gzip_size_bytes(path),
-            contents=contents(path, layers),
-            latency=latency,
-            peak_memory_bytes=peak_memory_bytes(path, one_sample, folder, threads),
-        )
-        for path, latency in zip((original, compressed), latencies, strict=True)
+) -> FileFigures:
+    """Sizes, by `layers` too, and peak memory for one sample, in a process of its own."""
+    return FileFigures(
+        name=path.name,
+        size_bytes=file_size_bytes(path),
+        gzip_bytes=gzip_size_bytes(path),
+        contents=contents(path, layers),
+        latency=latency,
+        peak_memory_bytes=peak_memory_bytes(path, one_sample, folder, threads),
     )
-    return before, after
 
 
 def score_pair(

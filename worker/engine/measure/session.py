@@ -161,11 +161,33 @@ def _latency(paths: list[str], threads: int, inputs: str, samples: int, seconds:
 
 
 def _memory(path: str, threads: int, inputs: str) -> int:
-    """Bytes by which opening the file and running one batch raised this process' resident size at its largest.
+    """Bytes by which opening the file and running one batch raises the largest resident size of a process.
 
-    The inputs are loaded before, and the runtime has opened and run a network of one operator; weights, activations
-    and the runtime's buffers count.
+    One forked for it: a program that is started inherits the largest size that its starter ever had, which for an
+    engine is gigabytes.
     """
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            answer = str(_raised_by(path, threads, inputs))
+        except Exception as error:
+            traceback.print_exc()
+            answer = f"{type(error).__name__}: {error}"
+        os.write(writer, answer.encode())
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as file:
+        answer = file.read()
+    _, status = os.waitpid(child, 0)
+    if not answer.isdigit():
+        raise RuntimeError(answer or f"it died (exit status {os.waitstatus_to_exitcode(status)})")
+    return int(answer)
+
+
+def _raised_by(path: str, threads: int, inputs: str) -> int:
+    """The inputs are loaded before, and the runtime has opened and run a network of one operator; weights, activations
+    and the runtime's buffers count."""
     batch = _read(inputs)
     _wake_onnx() if _is_onnx(path) else _wake_torch()
     ballast = _fill_to_peak()

@@ -9,6 +9,7 @@ from torch import Tensor, fx
 
 from models.errors import Code, Failure
 from worker.engine.graph.channels import Channels, analyse
+from worker.engine.graph.copies import sharing_copy
 from worker.engine.graph.maskcheck import TOLERANCE, prove
 
 CutUnits = Callable[[Channels, Sequence[int]], Tensor]
@@ -21,7 +22,7 @@ def cut_and_prove(
 
     Raises `Failure(VERIFICATION_FAILED)` that names the group when they are not the same.
     """
-    before = copy.deepcopy(channels.graph)
+    before = sharing_copy(channels.graph)  # a cut makes tensors anew, and changes none
     record = cut(channels, removed)
     difference = prove(before, channels, removed, channels.graph, inputs)
     if not difference <= TOLERANCE:
