@@ -79,10 +79,10 @@ def normalization(step: PruneStep, choice: PruneChoice | None) -> Normalize:
         return "none"
     usual = CRITERIA[criterion].normalize
     shares_ranking = step.scope == "global" and (choice is None or choice.amount is None)
-    return "mean" if usual == "none" and shares_ranking and _mixes_criteria(step) else usual
+    return "mean" if usual == "none" and shares_ranking and mixes_criteria(step) else usual
 
 
-def _mixes_criteria(step: PruneStep) -> bool:
+def mixes_criteria(step: PruneStep) -> bool:
     """Whether one ranking holds scores of several criteria, which are not comparable as they are."""
     sharing = (choice for choice in step.layers if choice.skip is None and choice.amount is None)
     return step.amount is not None and any(choice.criterion not in (None, step.criterion) for choice in sharing)

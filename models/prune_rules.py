@@ -11,7 +11,7 @@ from models.criterion_rules import check_batch_norm, check_differentiation, chec
 from models.errors import FieldProblem
 from models.globs import check_globs
 from models.inspection import DatasetInspection, GroupInfo, NetworkInspection
-from models.prune_policy import Policy, first_match, layers_of, policy_for, removable_counts
+from models.prune_policy import Policy, first_match, layers_of, mixes_criteria, policy_for, removable_counts
 from models.spec import PruneStep, Spec
 from models.train_rules import check_schedule
 
@@ -72,6 +72,12 @@ def check_prune(
     problems = list(_check_bare_groups(step, network, free, pointer))
     if step.structure != "groups":
         problems = problems or list(_check_room(step, free, pointer))
+    elif step.scope == "global" and mixes_criteria(step):
+        message = (
+            "Whole groups are ranked by their scores as they are, and those of several criteria do not compare: use "
+            "one `criterion`, or give layers with another an `amount` of their own."
+        )
+        problems.append(FieldProblem(pointer=f"{pointer}/layers", message=message))
     problems = problems or list(_check_amounts(step, network, free, pointer))
     yield from problems
 

@@ -129,7 +129,7 @@ def check(
                 problems += unmatched or check_sensitivity(step, network, pointer)
                 problems += check_gradients(spec, network, step.criterion, f"{pointer}/criterion")
     problems += check_distill(spec, network, teachers)
-    problems += check_compile(spec)
+    problems += check_compile(spec, inspected)
     problems += check_export(spec, steps)
     if spec.require is not None and spec.data is None:
         message = "`require` is decided on validation data, and there is none: give `data`, or leave `require` out."

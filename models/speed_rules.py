@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from models.errors import FieldProblem
+from models.inspection import NetworkInspection
 from models.spec import Spec
 from models.spec_train import trainings
 
 
-def check_compile(spec: Spec) -> Iterable[FieldProblem]:
+def check_compile(spec: Spec, network: NetworkInspection) -> Iterable[FieldProblem]:
     """Of every training in `spec.steps`; a preset asks for nothing of this."""
     found = trainings(spec.steps or ())
     divided = [pointer for pointer, training in found if training.speed.processes != 1]
@@ -25,4 +26,10 @@ def check_compile(spec: Spec) -> Iterable[FieldProblem]:
             yield FieldProblem(pointer=where, message=message)
         if training.distill.features:
             message = "`distill.features` looks into layers as they run, which compiled ones do not: leave one out."
+            yield FieldProblem(pointer=where, message=message)
+        if whole := next((info for info in network.inputs if not info.dtype.startswith(("float", "bfloat"))), None):
+            message = (
+                f"The input {whole.name!r} is {whole.dtype}, and compiled look-ups end the engine at a number that is "
+                "out of range: leave `compile` out."
+            )
             yield FieldProblem(pointer=where, message=message)

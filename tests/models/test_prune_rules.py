@@ -170,7 +170,10 @@ def test_a_step_that_can_work_is_not_refused(name: str) -> None:
 def test_whole_groups_may_go_where_there_are_branches() -> None:
     groups = [group.model_copy(update={"whole": group.id == "g1"}) for group in NETWORK.groups]
     network = NETWORK.model_copy(update={"groups": groups})
-    step = prune(amount=HALF, structure="groups", layers=[{"match": "layer1.*", "criterion": "l1"}])
+    layers = [{"match": "layer1.*", "criterion": "l1"}]
+    [mixed] = check(spec([prune(amount=HALF, structure="groups", criterion="l2", layers=layers)]), network, None)
+    assert (mixed.pointer, "those of several criteria do not compare" in mixed.message) == ("/steps/0/layers", True)
+    step = prune(amount=HALF, structure="groups", criterion="l1", layers=layers)
     assert check(spec([step]), network, None) == []
     (resolved,) = resolve(spec([step]), network, None).steps or []
     assert isinstance(resolved, PruneStep)

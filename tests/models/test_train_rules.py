@@ -87,6 +87,8 @@ def test_compiled_training_goes_with_one_process_and_without_looks_into_layers()
     assert (pointer, "/steps/0/speed/processes" in message) == ("/steps/0/speed/compile", True)
     found = problems(RESNET, {"speed": {"compile": True}, "distill": {"features": [{"layer": "conv1"}]}})
     assert ("/steps/0/speed/compile", True) in [(at, "looks into layers" in why) for at, why in found]
+    found = problems(TOKENS, {"speed": {"compile": True}})
+    assert ("/steps/0/speed/compile", True) in [(at, "compiled look-ups end the engine" in why) for at, why in found]
     qat = {"step": "quantize", "method": "qat", "speed": {"compile": "auto"}}
     with pytest.raises(ValidationError, match=r"leave `speed\.compile` out"):
         Spec.model_validate({"model": "net_1", "data": {"dataset": "dat_1"}, "steps": [qat]})

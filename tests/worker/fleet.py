@@ -98,7 +98,7 @@ class Fleet:
             )
         self.workers.append(worker)
         known = {row.id for row in self.registered()}
-        until(lambda: {row.id for row in self.registered()} - known, f"{kind} worker to register")
+        until(lambda: {row.id for row in self.registered()} - known, f"{kind} worker to register", 4 * PATIENCE)
         return worker
 
     def registered(self) -> list[Worker]:

@@ -14,11 +14,11 @@ from models.spec import FinetuneStep, Spec
 from models.statuses import JobStatus
 from models.tables import Dataset, Network
 from tests.engine.subjects import lifted
-from tests.engine.train.test_compile import needs_a_compiler
 from tests.engine.train.test_processes import Plain
 from tests.engine.train.test_step import patterns, started
 from tests.services import Valkey
 from tests.worker.fleet import Fleet, until
+from worker.engine.compiler import why_not_here
 from worker.engine.data.inspect import inspect_dataset
 from worker.engine.inspect import inspect_network
 from worker.engine.train.step import run
@@ -28,10 +28,11 @@ PATIENCE = 600.0
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@needs_a_compiler
 def test_a_job_is_trained_through_compiled_kernels_as_it_is_without(
     tmp_path: Path, sqlite_url: str, valkey: Valkey
 ) -> None:
+    if (lacking := why_not_here("cpu")) is not None:
+        pytest.skip(lacking)
     step = {"step": "finetune", "epochs": 2, "batch_size": 32, "speed": {"compile": True}}
     torch.manual_seed(0)
     subject = lifted(Plain(), (torch.randn(2, 1, 8, 8),), tmp_path)

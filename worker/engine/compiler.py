@@ -39,7 +39,7 @@ _SETTINGS: dict[str, Any] = {
 def why_not_here(kind: str) -> str | None:
     """What is lacking to compile for a device of this kind, `cpu` or `cuda`; None: nothing. Asked by compiling."""
     if kind == "cuda" and importlib.util.find_spec("triton") is None:
-        return "there is no Triton here: install torch's own build for CUDA, which brings it"
+        return "there is no Triton here, which torch's own build for CUDA brings"
     with tempfile.TemporaryDirectory() as folder:
         command = [COMPILER, "-shared", "-fPIC", "-fopenmp", f"-I{sysconfig.get_path('include')}"]
         command += ["-x", "c++", "-", "-o", str(Path(folder, "trial.so"))]

@@ -32,7 +32,12 @@ class Gauge:
             run = replace(run, data=replace(run.data, val=run.data.val.drawn(floor.samples, run.spec.seed)))
         self._run = run
 
+    def alive(self) -> None:
+        """Say so: what is measured here takes long."""
+        self._run.progress(0.0)
+
     def score(self, subject: Subject) -> float:
+        self.alive()
         found = deciding(assess(subject, self._run), self.metric)
         if found is None:
             raise Failure(Code.INTERNAL, f"{self.metric} was not measured")

@@ -27,7 +27,7 @@ def check_machine(run: Run, *, talks: bool) -> None:
             problem = f"`speed.loaders` is {loaders}, and this worker has {cpus} CPUs: ask for fewer."
             raise Failure(Code.UNSUPPORTED_HERE, problem, where=f"/steps{pointer}/speed/loaders")
         if training.speed.compile is True and (lacking := why_not_here(run.device.type)):
-            problem = f"`speed.compile` needs a compiler, and {lacking}: {REMEDY}."
+            problem = f"`speed.compile` needs a compiler, and {lacking}; {REMEDY}."
             raise Failure(Code.UNSUPPORTED_HERE, problem, where=f"/steps{pointer}/speed/compile")
     for index, step in enumerate(steps):
         if problem := _overflowing_products(step, run):

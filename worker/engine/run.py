@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -23,6 +24,9 @@ from worker.engine.team import Team
 
 if TYPE_CHECKING:
     from worker.engine.data.dataset import Dataset
+
+
+_BEAT_SECONDS = 10.0
 
 
 @dataclass
@@ -85,6 +89,23 @@ class Run:
         elapsed = time.monotonic() - self._started
         eta = elapsed * (100.0 - self._percent) / self._percent if self._percent >= 10 else None
         self.emit(ProgressEvent(percent=round(self._percent, 2), epoch=epoch, epochs=epochs, eta_seconds=eta))
+
+    @contextmanager
+    def beating(self) -> Iterator[None]:
+        """Around one call that may take long and says nothing: meanwhile a thread says that the engine is alive."""
+        ended = threading.Event()
+
+        def beat() -> None:
+            while not ended.wait(_BEAT_SECONDS):
+                self.progress(0.0)
+
+        thread = threading.Thread(target=beat, name="beat", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, fx
 
 from models.spec_types import Floor
-from worker.engine.data.dataset import Split
 from worker.engine.floor import Gauge, fewest
 from worker.engine.measure.compare import outputs_of, sqnr_db
 from worker.engine.run import Run
@@ -52,7 +51,7 @@ def take_more(
     }
     if gauge.holds(before, asked):
         return [], details
-    alone = _noise_alone(subject.graph, {name: each.few for name, each in other.items()}, gauge.for_noise(), run.device)
+    alone = _noise_alone(subject.graph, {name: each.few for name, each in other.items()}, gauge, run.device)
     order = sorted(alone, key=lambda name: alone[name])
     count, reached = 0, asked
     if order:
@@ -65,11 +64,11 @@ def take_more(
 
 
 def _noise_alone(
-    graph: fx.GraphModule, few: Mapping[str, Tensor], samples: Split, device: torch.device
+    graph: fx.GraphModule, few: Mapping[str, Tensor], gauge: Gauge, device: torch.device
 ) -> dict[str, float]:
     """SQNR in dB of the outputs with one weight in few bits and the others as they are, by that weight."""
     network = copy.deepcopy(graph).to(device)
-    batches = [batch.to(device).inputs for batch in samples.batches(_BATCH)]
+    batches = [batch.to(device).inputs for batch in gauge.for_noise().batches(_BATCH)]
 
     def outputs() -> tuple[Tensor, ...]:
         with torch.no_grad():
@@ -79,6 +78,7 @@ def _noise_alone(
     expected = outputs()
     found = {}
     for name, weight in few.items():
+        gauge.alive()
         _load(network, {name: weight})
         found[name] = sqnr_db(expected, outputs())
         _load(network, {name: graph.get_parameter(name)})

@@ -7,7 +7,7 @@ will be delivered. The graph's weights are left at exactly what the codes say.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,6 +29,7 @@ from worker.engine.subject import Record, StepState, Subject
 _SQNR_SAMPLES = 8
 _ENCODING = 0.3
 """Share of the step that is not training, for the progress bar."""
+_FLOOR = "floor"
 _TRAINED = "trained."
 """How the state inside this step names what training calls `network.`: a network other than the subject's."""
 
@@ -65,7 +66,10 @@ def run(subject: Subject, step: LowBitStep, run: Run) -> dict[str, Any]:
             run.progress((index + 1) / len(chosen))
     floor = None
     if step.floor is not None:
-        chosen, floor = _hold_floor(subject, chosen, sources, step.floor, run)
+        floor = None if run.state is None else run.state.data.get(_FLOOR)
+        if floor is None:
+            floor = _hold_floor(subject, chosen, sources, step.floor, run)
+        chosen = _with_8_bits(subject, chosen, sources, floor["in_8_bits"])
     stored_right_away = {name: source.coded() for name, source in sources.items()}
     weight_sqnr_db = {
         each.layers[0]: _sqnr_db(exact.get_parameter(each.parameter), stored_right_away[each.parameter].values())
@@ -77,7 +81,7 @@ def run(subject: Subject, step: LowBitStep, run: Run) -> dict[str, Any]:
             for layer in each.layers:
                 make_weight(network.get_submodule(layer), sources[each.parameter])
         with run.part(_ENCODING, 1 - _ENCODING):
-            training = _train(subject, network, step, run, chosen, sources)
+            training = _train(subject, network, step, run, chosen, sources, floor)
     subject.coded = {name: source.coded() for name, source in sources.items()}
     _take_over(subject, network.cpu())
     sqnr_db = _output_sqnr_db(exact, subject.graph, chosen, run)
@@ -151,11 +155,11 @@ def choose(graph: fx.GraphModule, step: LowBitStep) -> tuple[list[_Chosen], dict
 def _hold_floor(
     subject: Subject,
     chosen: list[_Chosen],
-    sources: dict[str, GridWeight | CodebookWeight],
+    sources: Mapping[str, GridWeight | CodebookWeight],
     floor: Floor,
     run: Run,
-) -> tuple[list[_Chosen], dict[str, Any]]:
-    """`chosen` with 8 bits where the floor wants them, for which `sources` gets others; and what was found."""
+) -> dict[str, Any]:
+    """Which layers take 8 bits, and what was found."""
     weights = {name: source.coded().values() for name, source in sources.items()}
     other: dict[str, Versions] = {}
     for each in chosen:
@@ -164,15 +168,24 @@ def _hold_floor(
             eight = GridWeight(weight, EIGHT_BITS).coded().values()
             other[each.parameter] = Versions(weights.pop(each.parameter), eight)
     raised, details = take_more(subject, weights, other, floor, run)
-    for name in raised:
-        sources[name] = GridWeight(subject.graph.get_parameter(name), EIGHT_BITS)
-    told = [replace(each, coding=EIGHT_BITS) if each.parameter in raised else each for each in chosen]
     layers = {each.parameter: each.layers[0] for each in chosen}
     alone = details["sqnr_db_alone"]
-    return told, details | {
+    return details | {
         "in_8_bits": [layers[name] for name in raised],
         "sqnr_db_alone": None if alone is None else {layers[name]: value for name, value in alone.items()},
     }
+
+
+def _with_8_bits(
+    subject: Subject,
+    chosen: list[_Chosen],
+    sources: dict[str, GridWeight | CodebookWeight],
+    layers: Sequence[str],
+) -> list[_Chosen]:
+    """`chosen` with 8 bits for `layers`, whose weights get other `sources`."""
+    raised = {each.parameter for each in chosen if each.layers[0] in layers}
+    sources |= {name: GridWeight(subject.graph.get_parameter(name), EIGHT_BITS) for name in raised}
+    return [replace(each, coding=EIGHT_BITS) if each.parameter in raised else each for each in chosen]
 
 
 def layers_in_order(graph: fx.GraphModule) -> list[tuple[str, str]]:
@@ -188,8 +201,10 @@ def _train(
     run: Run,
     chosen: list[_Chosen],
     sources: Mapping[str, GridWeight | CodebookWeight],
+    floor: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """Train `network`, whose weights are made by `sources`; the better of before and after stays in it."""
+    """Train `network`, whose weights are made by `sources`; the better of before and after stays in it. What the
+    `floor` decided is kept with the state: elsewhere it might come out otherwise."""
     if run.train is None:
         raise Failure(Code.INTERNAL, "nothing here trains")
     masks = dict(subject.masks)
@@ -203,7 +218,13 @@ def _train(
     fields["speed"] = step.speed.model_copy(update={"processes": 1, "compile": False})
     state, keep_state = run.state, run.keep_state
     run.state = None if state is None else _renamed(state, _TRAINED, "network.")
-    run.keep_state = lambda inside: keep_state(_renamed(inside, "network.", _TRAINED))
+    decided = {} if floor is None else {_FLOOR: dict(floor)}
+
+    def keep(inside: StepState) -> None:
+        renamed = _renamed(inside, "network.", _TRAINED)
+        keep_state(StepState(renamed.data | decided, renamed.tensors))
+
+    run.keep_state = keep
     details = run.train(pupil, FinetuneStep(step="finetune", epochs=step.epochs, **fields), run)
     run.state, run.keep_state = state, keep_state
     return details

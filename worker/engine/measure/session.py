@@ -169,13 +169,15 @@ def _memory(path: str, threads: int, inputs: str) -> int:
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
+        answer = "it was interrupted"
         try:
             answer = str(_raised_by(path, threads, inputs))
         except Exception as error:
             traceback.print_exc()
             answer = f"{type(error).__name__}: {error}"
-        os.write(writer, answer.encode())
-        os._exit(0)
+        finally:
+            os.write(writer, answer.encode())
+            os._exit(0)
     os.close(writer)
     with os.fdopen(reader) as file:
         answer = file.read()

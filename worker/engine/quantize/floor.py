@@ -12,7 +12,6 @@ import torch
 from torch import fx
 
 from models.spec import Int8Choices
-from worker.engine.data.dataset import Split
 from worker.engine.floor import Gauge, fewest
 from worker.engine.graph.integer import Quantization
 from worker.engine.quantize.calibrate import noise_of
@@ -55,7 +54,7 @@ def keep_floor(
     }
     if gauge.holds(before, after):
         return whole, details
-    alone = _noise_alone(graph, whole, step, ranges, gauge.for_noise(), run.device)
+    alone = _noise_alone(graph, whole, step, ranges, gauge, run.device)
     order = sorted(alone, key=lambda name: alone[name])
 
     def without(count: int) -> Placement:
@@ -76,12 +75,13 @@ def _noise_alone(
     whole: Placement,
     step: Int8Choices,
     ranges: Mapping[str, Range],
-    samples: Split,
+    gauge: Gauge,
     device: torch.device,
 ) -> dict[str, float]:
     """SQNR in dB of the outputs with one layer in 8 bits and the others in floating point, by that layer."""
-    found = {}
+    found, samples = {}, gauge.for_noise()
     for name in whole.layers:
+        gauge.alive()
         others = [glob.escape(other) for other in whole.layers if other != name]
         floats = [glob.escape(other) for other in whole.kept_float]
         found[name] = noise_of(graph, place(graph, [*others, *floats]), step, samples, device)(ranges)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
 import torch
@@ -16,11 +17,17 @@ class Compiled:
     """Runs `network`; while `is_on`, batches of `whole` samples through what `torch.compile` made of it at the first of
     them. Other batches, as the last of an epoch, would each have to be compiled for; they are run as ever. Parameters
     are the same in both, and `network` itself knows nothing of it. `why_not`: it cannot be compiled, for that reason.
-    After the block everything is as before.
+    Compiling is one call that may take minutes: `meanwhile` goes around it. After the block everything is as before.
     """
 
-    def __init__(self, network: nn.Module, whole: int, why_not: str | None = None) -> None:
-        self.network, self.whole, self.why_not = network, whole, why_not
+    def __init__(
+        self,
+        network: nn.Module,
+        whole: int,
+        why_not: str | None = None,
+        meanwhile: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        self.network, self.whole, self.why_not, self._meanwhile = network, whole, why_not, meanwhile
         self.is_on = False
         self._compiled: Any = None
         self._open = ExitStack()
@@ -44,4 +51,6 @@ class Compiled:
         if self._compiled is None:
             self._open.enter_context(compiling(device_of(self.network)))
             self._compiled = torch.compile(self.network, dynamic=False)
+            with self._meanwhile():
+                return self._compiled(*inputs)
         return self._compiled(*inputs)

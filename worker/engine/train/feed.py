@@ -33,6 +33,7 @@ def on_device(
 def read_ahead(unread: Iterator[Callable[[], T]], loaders: int = 1) -> Generator[T, None, None]:
     """What each of `unread` returns, in their order, called by so many threads before it is asked for. What one raises
     is raised here; the threads end with this iterator."""
+    torch.get_num_threads()  # Who asks later for the first time is told what a loader was set to.
     # Their tensors are small and many: one thread each, as torch's own loaders have.
     with ThreadPoolExecutor(loaders, "loader", torch.set_num_threads, (1,)) as threads:
         ahead = deque(threads.submit(read) for read in islice(unread, loaders + READ_AHEAD))

@@ -31,17 +31,18 @@ LONGEST_SECONDS = 30.0
 @dataclass(frozen=True)
 class ChosenLoaders:
     """`tried` are the counts, one first, each with the samples a second and the share of the time for which steps
-    `waited` for batches. Empty: there was nothing to choose."""
+    `waited` for batches. Empty: there was nothing to choose. `gain` is that of `count` threads over one, each doubling
+    measured in turns with what it doubles."""
 
     count: int
     tried: tuple[dict[str, Any], ...] = ()
+    gain: float = 1.0
 
     def as_details(self) -> dict[str, Any]:
         """For the report. `loaders_gain`: how many times as fast as one thread, where that was measured."""
         found: dict[str, Any] = {"loaders": self.count}
         if self.tried:
-            speeds = {row["loaders"]: row["samples_per_second"] for row in self.tried}
-            found |= {"loaders_gain": round(speeds[self.count] / speeds[1], 3), "loaders_measured": list(self.tried)}
+            found |= {"loaders_gain": round(self.gain, 3), "loaders_measured": list(self.tried)}
         return found
 
 
@@ -77,7 +78,7 @@ def choose_loaders(
         def paced(loaders: int) -> _Pace:
             return _paced(take, samples, plan, loaders, device_of(network))
 
-        best, pace = 1, paced(1)
+        best, pace, gain = 1, paced(1), 1.0
         tried = [pace.as_row(1)]
         # Were there always a batch at hand, training would be 1 / (1 - waited) times as fast.
         while 1.0 - pace.waited < 1.0 / LEAST_GAIN and 2 * best <= most:
@@ -91,10 +92,11 @@ def choose_loaders(
                 break
             faster = _middle(other)
             tried.append(faster.as_row(2 * best))
-            if faster.samples_per_second < LEAST_GAIN * _middle(own).samples_per_second:
+            own_gain = faster.samples_per_second / _middle(own).samples_per_second
+            if own_gain < LEAST_GAIN:
                 break
-            best, pace = 2 * best, faster
-    return ChosenLoaders(best, tuple(tried))
+            best, pace, gain = 2 * best, faster, gain * own_gain
+    return ChosenLoaders(best, tuple(tried), gain)
 
 
 def _paced(take: Callable[[Batch], None], samples: Split, plan: Plan, loaders: int, device: torch.device) -> _Pace:

@@ -74,7 +74,7 @@ def _train(subject: Subject, step: FinetuneStep, run: Run, team: Team) -> dict[s
 
     noisy = _noisy(subject, step, run)
     whole = min(step.batch_size, len(data.train))
-    forward = Compiled(noisy.network, whole, _why_not_compiled(step, run, team))
+    forward = Compiled(noisy.network, whole, _why_not_compiled(subject, step, run, team), run.beating)
 
     def loss_of(batch: Batch) -> Tensor:
         if features is not None:
@@ -104,11 +104,15 @@ def _train(subject: Subject, step: FinetuneStep, run: Run, team: Team) -> dict[s
             return team.agree(run.interrupts.out_of_time)
         return run.interrupts.out_of_time()
 
+    def heard_loss(batch: Batch) -> Tensor:
+        run.progress(0.0)
+        return loss_of(batch)
+
     def measure() -> dict[str, Any]:
         most_loaders = max(1, usable_cpus() // team.size)
         with beside():
             return team.agree(
-                lambda: choose_speed(step.speed, network, data.train, loss_of, share, masks, forward, most_loaders)
+                lambda: choose_speed(step.speed, network, data.train, heard_loss, share, masks, forward, most_loaders)
             )
 
     def find_rate(numerics: Numerics) -> RangeTest:
@@ -121,9 +125,12 @@ def _train(subject: Subject, step: FinetuneStep, run: Run, team: Team) -> dict[s
     with forward:
         decided, penalty = decide(subject, step, run, measure, find_rate)
         plan = replace(
-            plan, learning_rate=decided.learning_rate, numerics=decided.numerics, loaders=decided.speed["loaders"]
+            plan,
+            learning_rate=decided.learning_rate,
+            numerics=decided.numerics,
+            loaders=decided.speed.get("loaders", 1),
         )
-        forward.keep(decided.speed["compiled"] and _can_compile(forward, run))
+        forward.keep(decided.speed.get("compiled", False) and _can_compile(forward, run))
         with run.interrupts.listening(), beside():
             log = train(
                 network,
@@ -234,13 +241,15 @@ def _noisy(subject: Subject, step: FinetuneStep, run: Run) -> Noisy:
     return noisy
 
 
-def _why_not_compiled(step: FinetuneStep, run: Run, team: Team) -> str | None:
+def _why_not_compiled(subject: Subject, step: FinetuneStep, run: Run, team: Team) -> str | None:
     if step.speed.compile is False:
         return "nobody asks for it"
     if team.size > 1:
         return "several processes train it together"
     if step.distill.features:
         return "`distill.features` looks into its layers as they run"
+    if any(not value.is_floating_point() for value in subject.example_inputs()):
+        return "it reads whole numbers, and a compiled look-up of one that is out of range ends the whole process"
     return why_not_here(run.device.type)
 
 
