@@ -30,7 +30,7 @@ class VerifiedBlobs:
         now, and as `Blobs.open` does."""
         checksums = self._checksums(stored)
         if checksums is None:
-            checksums = array("L")
+            checksums = array("I")
             add = checksums.append
             if not blobs.verify(stored.sha256, lambda piece: add(zlib.crc32(piece))):
                 raise damaged()
@@ -85,16 +85,22 @@ class _CheckedFile(io.RawIOBase):
         if number >= len(self._checksums):
             return 0
         if number != self._number:
-            self._file.seek(number * CHUNK_BYTES)
-            piece = self._file.read(CHUNK_BYTES)
-            if zlib.crc32(piece) != self._checksums[number]:
+            try:
+                self._number, self._piece = number, self._checked(number)
+            except Failure:
                 self._on_damage()
-                raise damaged()
-            self._number, self._piece = number, piece
+                raise
         given = self._piece[skipped : skipped + len(buffer)]
         buffer[: len(given)] = given
         self._at += len(given)
         return len(given)
+
+    def _checked(self, number: int) -> bytes:
+        self._file.seek(number * CHUNK_BYTES)
+        piece = self._file.read(CHUNK_BYTES)
+        if zlib.crc32(piece) != self._checksums[number]:
+            raise damaged()
+        return piece
 
     def close(self) -> None:
         self._file.close()

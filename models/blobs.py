@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import io
 import os
 import re
 import shutil
@@ -103,7 +104,8 @@ class Blobs(Protocol):
         """Raises `Failure` with `not_found`, and `ValueError` for what is no SHA-256 in hex."""
 
     def open(self, sha256: str) -> BinaryIO:
-        """Read the bytes, from any position on. Raises as `stat` does."""
+        """Read the bytes, from any position on. Raises as `stat` does; reading raises `Failure` with `file_damaged`
+        for bytes that the store has lost."""
 
     def verify(self, sha256: str, seen: Callable[[bytes], object] = bytes) -> bool:
         """Whether the bytes are there and still have their hash; reads all of them, and shows each `CHUNK_BYTES` of
@@ -163,7 +165,7 @@ class FolderBlobs:
 
     def open(self, sha256: str) -> BinaryIO:
         try:
-            return self.path(sha256).open("rb")
+            return io.BufferedReader(_DiskFile(self.path(sha256)))
         except FileNotFoundError:
             raise gone(sha256) from None
 
@@ -252,6 +254,28 @@ class FolderWriter:
         return self._store.take_file(self._path, blob)
 
 
+class _DiskFile(io.FileIO):
+    """What the disk cannot read any more is damaged."""
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        with _unreadable_is_damaged():
+            return super().readinto(buffer)
+
+    def readall(self) -> bytes:
+        with _unreadable_is_damaged():
+            return super().readall()
+
+
+@contextmanager
+def _unreadable_is_damaged() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        raise Failure(Code.FILE_DAMAGED, "The stored file is damaged: the disk cannot read it.") from error
+
+
 def require_sha256(text: str) -> str:
     """Raises `ValueError` for what is no SHA-256 in hex."""
     if not _SHA256.fullmatch(text):
@@ -283,7 +307,7 @@ def reads_back(store: Blobs, sha256: str, seen: Callable[[bytes], object]) -> bo
                 digest.update(chunk)
                 seen(chunk)
     except Failure as failure:
-        if failure.code is not Code.NOT_FOUND:
+        if failure.code not in (Code.NOT_FOUND, Code.FILE_DAMAGED):
             raise
         return False
     return digest.hexdigest() == sha256

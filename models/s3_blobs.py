@@ -41,6 +41,8 @@ READ_BYTES = 8 << 20
 RETRIES = 3
 RETRY_SECONDS = 20
 REQUEST_SECONDS = 120
+_BEYOND_THE_END = "status code: 416 "
+"""`obstore` has no error of its own for it."""
 
 _logger = logging.getLogger(__name__)
 
@@ -266,10 +268,19 @@ class _S3Reader(io.RawIOBase):
                 raise gone(self._blob.sha256) from None
 
     def _range(self, end: int) -> memoryview:
-        found = obstore.get_range(self._blobs.store, _data(self._blob.version), start=self._position, end=end)
-        if not len(found):
-            raise Failure(Code.INTERNAL, "The stored file is shorter than it should be.", where=self._blob.sha256)
+        try:
+            found = obstore.get_range(self._blobs.store, _data(self._blob.version), start=self._position, end=end)
+        except BaseError as error:
+            if _BEYOND_THE_END not in str(error):
+                raise
+            raise self._shortened() from error
+        if len(found) < end - self._position:
+            raise self._shortened()
         return memoryview(found)
+
+    def _shortened(self) -> Failure:
+        message = "The stored file is damaged: it is shorter than it was."
+        return Failure(Code.FILE_DAMAGED, message, where=self._blob.sha256)
 
 
 def _data(version: str) -> str:

@@ -243,6 +243,17 @@ def test_a_size_without_room_is_refused_before_the_first_byte(tmp_path: Path) ->
     assert files(tmp_path) == []
 
 
+@pytest.mark.parametrize("size", [-1, 100])
+def test_what_the_disk_cannot_read_is_damaged(tmp_path: Path, size: int) -> None:
+    store = FolderBlobs(tmp_path)
+    store.path(SHA256).parent.mkdir(parents=True)
+    store.path(SHA256).symlink_to("/proc/self/mem")  # nothing is mapped at 0, so reading it is an EIO
+    assert not store.verify(SHA256)
+    with store.open(SHA256) as file, pytest.raises(Failure, match="damaged: the disk cannot read it") as unreadable:
+        file.read(size)
+    assert unreadable.value.code is Code.FILE_DAMAGED
+
+
 def test_only_files_of_writers_long_dead_are_cleaned(tmp_path: Path) -> None:
     store = FolderBlobs(tmp_path)
     (store.staging / "old").write_bytes(CONTENT)

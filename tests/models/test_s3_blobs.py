@@ -117,6 +117,21 @@ def test_a_reader_goes_on_when_the_version_it_reads_is_deleted(blobs: S3Blobs) -
     assert missing.value.code is Code.NOT_FOUND
 
 
+@pytest.mark.parametrize("left", [0, 8 << 20, (20 << 20) - 1])
+def test_an_object_cut_short_is_damaged(blobs: S3Blobs, left: int) -> None:
+    content = os.urandom(20 << 20)
+    put_whole(blobs, content)
+    stored = blobs.stat(hashlib.sha256(content).hexdigest())
+    obstore.put(blobs.store, f"data/{stored.version.partition('-')[0]}", content[:left])
+    assert not blobs.verify(stored.sha256)
+    with (
+        blobs.open(stored.sha256) as file,
+        pytest.raises(Failure, match="damaged: it is shorter than it was") as shortened,
+    ):
+        file.read()
+    assert shortened.value.code is Code.FILE_DAMAGED
+
+
 def put_whole(store: Blobs, content: bytes) -> None:
     with store.writer() as writer:
         writer.write(content)
