@@ -32,7 +32,7 @@ class ObjectStore(Service):
         self.start()
 
     def start(self) -> None:
-        ports = _free_ports(2 * len(_PORTS))
+        self._ports = ports = _free_ports(2 * len(_PORTS))
         identity = {
             "name": KEY_ID,
             "credentials": [{"accessKey": KEY_ID, "secretKey": SECRET}],
@@ -41,6 +41,7 @@ class ObjectStore(Service):
         (self.folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
         arguments = [
             str(Path(sys.executable).with_name("weed")),
+            f"-logdir={self.folder}",
             "mini",
             f"-dir={self.folder}",
             f"-bucket={BUCKET}",
@@ -59,6 +60,12 @@ class ObjectStore(Service):
             arguments += [f"-{name}={port}", f"-{name}.grpc={grpc}"]
         self.url = f"http://127.0.0.1:{ports[2 * _PORTS.index('s3.port')]}"
         self.run(arguments, signal.SIGKILL, self._answer)
+
+    def close(self) -> None:
+        super().close()
+        for port in self._ports:
+            for socket_path in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
+                socket_path.unlink()
 
     def settings(self, prefix: str | None = None) -> dict[str, Any]:
         """What a deployment sets to keep its blobs here, below a prefix of its own."""
