@@ -29,6 +29,8 @@ WORK_SECONDS = 1.0
 ARTIFACT_BYTES = 8 << 20
 EXIT_SECONDS = 30.0
 STOP_SECONDS = 60.0
+ENOUGH = 2 * len(KINDS)
+"""One job may be in its last moments when its worker is told to stop, four are not."""
 
 
 def rolling_restart(place: Place, injections: int) -> Outcome:
@@ -62,8 +64,8 @@ def rolling_restart(place: Place, injections: int) -> Outcome:
         rows = session.scalars(select(Job)).all()
     outcome.duplicated += len(rows) - len(jobs)
     outcome.require(all(row.strikes == 0 for row in rows), "a job has a strike, though nothing failed")
-    moved = sum(row.attempt > 1 for row in rows)
-    outcome.require(moved > 0 or injections <= KINDS.index("device"), "no worker that stopped had a job under way")
+    if injections >= ENOUGH:
+        outcome.require(any(row.attempt > 1 for row in rows), "no worker that stopped had a job under way")
     return outcome
 
 

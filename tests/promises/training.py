@@ -68,8 +68,9 @@ class _Hosts:
         worker = self._up.pop(name)
         worker.kill()
         worker.wait()
-        until(lambda: not self._fleet.engines(), "its engine to die with it")
-        shutil.rmtree(self._fleet.work / name)
+        disk = self._fleet.work / name
+        until(lambda: not self._fleet.engines(disk), "its engine to die with it")
+        shutil.rmtree(disk)
         if not self._up:
             self._add(next(self._numbers))
 

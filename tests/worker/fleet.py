@@ -195,12 +195,13 @@ class Fleet:
                 text.write(piece)
         return text.getvalue()
 
-    def engines(self) -> list[psutil.Process]:
-        """Every process that has this deployment's work folder as its home, so also an engine's children."""
+    def engines(self, work: Path | None = None) -> list[psutil.Process]:
+        """Every process whose home is below `work`, this deployment's by default; so also an engine's children."""
+        homes = f"{work or self.work}/"
         found = []
         for process in psutil.process_iter():
             try:
-                if process.environ().get("HOME", "").startswith(str(self.work)) and process.status() != "zombie":
+                if process.environ().get("HOME", "").startswith(homes) and process.status() != "zombie":
                     found.append(process)
             except (psutil.NoSuchProcess, psutil.AccessDenied):
                 continue
