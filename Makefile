@@ -46,7 +46,7 @@ image-test: $(VENV)/.dev ## build both images and run the compose file from them
 bench: $(VENV)/.dev ## print what the service costs, and its pruning beside Torch-Pruning's (an hour; `python -m bench service` for the first)
 	$(BIN)/python -m bench
 
-promises: $(VENV)/.dev ## bring about every fault it promises to survive, and print the table (an hour; SHARE=0.1 for a tenth)
+promises: $(VENV)/.dev ## bring about every fault it promises to survive, and print the table (some hours; SHARE=0.1 for a tenth)
 	$(BIN)/python -m tests.promises --share $(or $(SHARE),1)
 
 soak: $(VENV)/.dev ## twenty minutes of random faults over small jobs; MINUTES=2 for less
@@ -55,7 +55,7 @@ soak: $(VENV)/.dev ## twenty minutes of random faults over small jobs; MINUTES=2
 canaries: $(VENV)/.dev ## upload every crafted file to the whole service; the tests send some of them
 	$(BIN)/python -m tests.promises --only P30
 
-requests: $(VENV)/.dev ## send ten thousand drawn requests, right and wrong, to every operation; the tests send a few
+requests: $(VENV)/.dev ## send ten thousand drawn requests, right and wrong, spread over all operations; the tests send a few
 	$(BIN)/python -m tests.promises --only P35
 
 fuzz: $(VENV)/.dev ## give every reader of files changed files, ten minutes each; MINUTES=1 for less, ONLY="onnx npz" for some

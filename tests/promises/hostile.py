@@ -105,6 +105,7 @@ def engine_tries_to_get_out(place: Place, injections: int) -> Outcome:
     """What if code of a file did run: an engine that tries every way there is to the network, to secrets, to what
     others have stored and to other processes. All are closed, and what it needs works."""
     outcome = Outcome()
+    outcome.require(len(escapes.WAYS) > 50, f"only {len(escapes.WAYS)} ways are tried")
     worker = place.fleet.start("device", SUBJECT=PROGRAM.name)
     aims = Aims(place.folder / "place")
     try:

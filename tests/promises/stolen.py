@@ -40,7 +40,8 @@ def dump_is_stolen(place: Place, injections: int) -> Outcome:
         with api.with_key(secret) as client:
             signing |= _use(client, secret)
     outcome.require(len(signing) >= 2, "there were no secrets of webhooks")
-    metrics = httpx.get(f"{api.base_url}/metrics", headers={"Authorization": f"Bearer {METRICS_TOKEN}"})
+    bearer = {"Authorization": f"Bearer {METRICS_TOKEN}"}
+    metrics = httpx.get(f"{api.base_url}/metrics", headers=bearer, trust_env=False)
     outcome.require(metrics.status_code == 200, metrics.text[:200])
 
     began = time.monotonic()
