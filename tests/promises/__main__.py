@@ -32,11 +32,14 @@ def main() -> int:
         count = row.short if chosen.short else max(1, round(row.full * chosen.share))
         if count == 0 or (chosen.only and row.promise not in chosen.only):
             continue
+        if (hindrance := row.hindrance()) is not None:
+            console.print(f"{row.name}: not run, {hindrance}", style="dim")
+            continue
         began = time.monotonic()
         try:
             outcome = row.measure(count)
-        except (AssertionError, OSError) as error:
-            outcome = Outcome(0, broken=[str(error)[:2000]])
+        except Exception as error:  # whatever became of one row, the others are told
+            outcome = Outcome(0, broken=[f"{type(error).__name__}: {error}"[:2000]])
         found.append((row, outcome))
         console.print(f"{row.name}: {time.monotonic() - began:.0f} s", style="dim")
     console.print(_table(found))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -12,6 +13,7 @@ from tests.promises import (
     disks,
     engines,
     guessing,
+    host,
     hostile,
     rolling,
     rot,
@@ -31,7 +33,7 @@ FAST = 0.05
 @dataclass(frozen=True)
 class Row:
     """`short` and `full` are how many faults; `timed` says what the seconds are. `disk_megabytes`: blobs lie on a file
-    system of that size, in memory."""
+    system of that size, in memory. `names_hosts`: workers run on hosts with names of their own."""
 
     promise: str
     fault: str
@@ -42,13 +44,21 @@ class Row:
     scale: float = FAST
     on_postgres: bool = False
     disk_megabytes: int | None = None
-    needs_root: bool = False
+    names_hosts: bool = False
     environment: dict[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         where = " on PostgreSQL" if self.on_postgres else ""
         return f"{self.promise} {self.fault}{where}" + (" at full clocks" if self.scale == 1 else "")
+
+    def hindrance(self) -> str | None:
+        """Why it cannot be run here, by this user."""
+        if self.disk_megabytes is not None and os.geteuid() != 0:
+            return "only root may mount a small disk"
+        if self.names_hosts and not host.may_be_named():
+            return "no host may be named here"
+        return None
 
     def measure(self, injections: int) -> Outcome:
         where = Place(self.scale, on_postgres=self.on_postgres, disk_megabytes=self.disk_megabytes, **self.environment)
@@ -138,7 +148,7 @@ ROWS = (
         10,
         _AGAIN,
         environment=_STATES,
-        needs_root=True,  # for a host's own name
+        names_hosts=True,
     ),
     *CROWDS,
     Row("P28", "upload drops, or api killed", uploading.upload_drops, 8, 200, "asked to told"),
@@ -151,3 +161,5 @@ ROWS = (
     Row("P35", "drawn requests", any_request.drawn_requests, any_request.SHORT, 10_000, "an answer"),
 )
 """Lease faults at full clocks cost minutes each, so the short table has none of them."""
+OUTAGES = tuple(row for row in ROWS if row.promise in {"P1", "P2", "P3", "P4", "P8", "P9", "P11", "P21"})
+"""Of api, broker, database and workers."""
