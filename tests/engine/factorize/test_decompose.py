@@ -55,8 +55,9 @@ def taken_apart(module: Any, way: Way, ranks: Ranks) -> tuple[nn.Module, float]:
     graph = torch.fx.symbolic_trace(nn.Sequential())
     graph.add_module("layer", module)
     factors = decompose(module.weight, layer, way, ranks)
-    replace(Subject.of(graph, (), ()), "layer", way, factors.weights, factors.core)
-    return product_of(graph), factors.energy
+    subject = Subject.of(graph, (), ())
+    replace(subject, "layer", way, factors.weights, factors.core)
+    return product_of(subject.graph), factors.energy
 
 
 @pytest.mark.parametrize(("kind", "kernel", "settings", "way"), CONVOLUTIONS)

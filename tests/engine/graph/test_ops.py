@@ -100,8 +100,6 @@ def call_by_schema(sketch: Sketch, name: str) -> fx.Node:
                 value = torch.float32
             if name == "bitwise_and.Scalar":
                 value = True
-            if name == "bitwise_and.Scalar":
-                value = True
         if argument.kwarg_only:
             named[argument.name] = value
         elif argument.name not in named:
@@ -124,7 +122,7 @@ def test_what_an_elementwise_operator_brings_together_goes_together(name: str) -
 def test_a_reduction_runs_over_the_channels_that_stay(name: str, over_channels: bool) -> None:
     sketch, target = Sketch(), target_of(name)
     value, whole = sketch.layer("a"), name in ("mean.default", "sum.default", "std.default", "var.default")
-    takes_one = name in ("prod.dim_int", "any.dim")
+    takes_one = name in ("prod.dim_int", "any.dim", "all.dim")
     dim: Any = 1 if over_channels else [2, 3]
     if whole:
         reduced = sketch.call(target, value)
@@ -358,7 +356,7 @@ def test_a_table_of_vectors_shrinks_where_it_is_looked_up() -> None:
 
 
 def test_the_rules_of_this_file_and_of_the_traps_are_all_there_are() -> None:
-    """A new rule needs a test: it must be one of those exercised above or in test_traps.py."""
+    """A new rule needs a test: it must be one of those exercised above, in test_spelled.py or in test_traps.py."""
     exercised = """
         gather take_along scatter index_put slice_scatter select_scatter image_to_columns columns_to_image unfold
         grid_sample spectrum complex_from_pairs pairs_from_complex several_fixed cell vector_product tensordot bilinear
@@ -367,7 +365,7 @@ def test_the_rules_of_this_file_and_of_the_traps_are_all_there_are() -> None:
         repeat repeat_interleave pad roll flip along move_dims slice_ narrow unbind select index index_select factory
         expand expand_as view_as fixed matmul addmm outer linear einsum convolution per_channel group_norm last_dims
         view flatten unflatten pixel_shuffle pixel_unshuffle unsqueeze squeeze cat stack split glu attention weight_norm
-        embedding
+        embedding index_add unpool
     """
     assert {row.channels.__name__ for row in OPS.values() if row.channels is not None} == set(exercised.split())
 
