@@ -56,6 +56,10 @@ class AccessMiddleware:
                 await self.app(scope, exchange.receive, exchange.send)
         except Disconnected:
             exchange.status = CLIENT_CLOSED_REQUEST
+        except asyncio.CancelledError:  # the server stops, and gives nobody any more time
+            if exchange.started:
+                raise
+            await exchange.refuse(Code.UNAVAILABLE, "The service was stopped before this request was answered.")
         except Exception:
             logger.exception("a request failed")
             if exchange.started:

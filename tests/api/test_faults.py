@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -145,6 +146,25 @@ def test_an_acknowledged_job_outlives_a_kill_and_the_process_ends_cleanly_on_sig
             code = running.wait(30)
         assert code == -ending
     assert {job["id"] for job in api.client.get("/jobs").json()["data"]} == ids
+
+
+def test_who_is_cut_off_when_the_service_stops_is_told_to_try_again(settings: Settings, tmp_path: Path) -> None:
+    """A sender that stands still outlasts the time that stopping gives."""
+    environment = {"database_url": settings.database_url, "blobs": settings.blobs, "open_access": "true"}
+    with (
+        served_by_a_process(tmp_path, broker_url=settings.broker_url, **environment) as (running, base_url),
+        socket.create_connection(("127.0.0.1", int(base_url.rpartition(":")[2])), timeout=60) as sender,
+    ):
+        asked = "POST /models HTTP/1.1", "Host: 127.0.0.1", "Content-Length: 1000", "Expect: 100-continue"
+        sender.sendall("\r\n".join([*asked, "", ""]).encode())
+        answers = sender.makefile("rb")
+        assert (answers.readline(), answers.readline()) == (b"HTTP/1.1 100 Continue\r\n", b"\r\n")
+        running.send_signal(signal.SIGTERM)
+        assert answers.readline().startswith(b"HTTP/1.1 503 ")
+        headers, _, body = answers.read().partition(b"\r\n\r\n")
+        assert b"retry-after: 5" in headers.lower().splitlines()
+        assert json.loads(body)["code"] == "unavailable"
+        assert running.wait(30) == -signal.SIGTERM
 
 
 def test_it_says_why_it_does_not_start(settings: Settings, tmp_path: Path) -> None:
