@@ -62,6 +62,8 @@ def large(gigabytes: float) -> list[Row]:
         writing = multiprocessing.get_context("spawn").Process(target=write_network, args=(gigabytes, file))
         writing.start()
         writing.join()
+        if writing.exitcode:
+            raise RuntimeError(f"the network was not written: the process that should ended with {writing.exitcode}")
         size = file.stat().st_size
         rows: list[Row] = []
         with temporary_service(folder / "service") as url, Client(url) as client:

@@ -51,7 +51,7 @@ class Row:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("--only", nargs="*", default=[target.name for target in TARGETS])
-    parser.add_argument("--minutes", type=float, default=10, help="of each target")
+    parser.add_argument("--minutes", type=_minutes, default=10, help="of each target")
     parser.add_argument("--jobs", type=int, default=1, help="targets at a time")
     parser.add_argument("--seed", type=int, default=0, help="the same seed changes the same seeds in the same way")
     parser.add_argument("--keep", type=Path, default=Path("var/fuzz"))
@@ -67,6 +67,12 @@ def main() -> int:
         for problem in sorted(row.findings):
             console.print(f"{row.target}: {problem}", style="red", markup=False)
     return 1 if any(row.findings for row in rows) else 0
+
+
+def _minutes(given: str) -> float:
+    if not (minutes := float(given)) > 0:
+        raise argparse.ArgumentTypeError("takes more than none")
+    return minutes
 
 
 def fuzz(name: str, seconds: float, seed: int, keep: Path) -> Row:

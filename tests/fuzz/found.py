@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from onnx import TensorProto
+import h5py
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from onnx import ModelProto, TensorProto, helper
 
 from tests.engine.data.forms import picture
 from tests.engine.ingest.named.checkpoints import safetensors_of, tensor_of
+from tests.engine.ingest.onnx.graphs import model
+from tests.engine.ingest.onnx.test_operators import recurrent_network
 from tests.engine.ingest.onnx.test_refusals import linear
 from tests.fuzz.seeds import tar, zipped
 
@@ -44,6 +53,42 @@ def _odd_classes() -> bytes:
     return tar({**members, **{f"{row}.png": picture(row) for row in range(4)}})
 
 
+def _long_sequence(steps: int) -> bytes:
+    network = recurrent_network("lstm", True, 22)
+    network.graph.input[0].type.tensor_type.shape.dim[1].dim_value = steps
+    return bytes(network.SerializeToString())
+
+
+def _of_images(operator: str, sizes: list[int], *more: str, weights: Any = None, **attributes: Any) -> bytes:
+    node = helper.make_node(operator, ["x", *more], ["y"], "part", **attributes)
+    network: ModelProto = model([node], {"x": ["N", 4, *sizes]}, ["y"], weights or {}, opset=19)
+    return bytes(network.SerializeToString())
+
+
+def _resized(sizes: list[int], mode: str) -> bytes:
+    scales = {"s": np.array([1, 1, 0.5, 1.7], np.float32)}
+    given: dict[str, Any] = {"mode": mode, "coordinate_transformation_mode": "asymmetric"}
+    if mode == "nearest":
+        given["nearest_mode"] = "round_prefer_ceil"
+    return _of_images("Resize", sizes, "", "s", weights=scales, **given)
+
+
+def _texts_without_end() -> bytes:
+    """The first object in the heap of an HDF5 file is free, and has no size."""
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as file:
+        file["x"], file["split"] = np.zeros((4, 2), np.float32), ["train", "val"] * 2
+    content = buffer.getvalue()
+    first = content.index(b"GCOL") + 16
+    return content[:first] + struct.pack("<HHIQ", 0, 0, 0, 0) + content[first + 16 :]
+
+
+def _images_in_images() -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"x": pa.array([{"bytes": {"bytes": picture(1)}}] * 4)}), buffer)
+    return buffer.getvalue()
+
+
 FOUND: tuple[Found, ...] = (
     Found("npy header without an end", "npz", "header that cannot be read", lambda: npy(b"{'descr': '<f4', (\n")),
     Found("a class called by half a surrogate", "tar", None, _odd_classes),
@@ -67,4 +112,16 @@ FOUND: tuple[Found, ...] = (
         "sizes or strides that are none",
         lambda: tensor_of(b"torch\nFloatStorage", 2, (1,), (2**80,)),
     ),
+    Found("recurrent layer over a long sequence", "onnx", None, lambda: _long_sequence(200_000)),
+    Found("recurrent layer over an endless sequence", "onnx", "more than", lambda: _long_sequence(2**33)),
+    Found("resizing by a matrix of gigabytes", "onnx", "takes a matrix", lambda: _resized([32769, 6], "linear")),
+    Found("resizing to billions", "onnx", "is the most along", lambda: _resized([2**31 - 1, 6], "nearest")),
+    Found(
+        "pooling over billions",
+        "onnx",
+        "count differently",
+        lambda: _of_images("AveragePool", [7, 2**32], auto_pad="SAME_LOWER", kernel_shape=[3, 3], strides=[2, 2]),
+    ),
+    Found("heap of texts without an end", "hdf5", "not where it should be", _texts_without_end),
+    Found("images in images", "parquet", "is struct", _images_in_images),
 )

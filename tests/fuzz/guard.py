@@ -22,7 +22,11 @@ _NEVER = (
     *("socket.", "subprocess.", "os.exec", "os.fork", "os.posix_spawn", "os.spawn", "os.startfile", "os.system"),
     *("pty.", "ctypes.dlopen", "pickle.find_class", "urllib.", "http.", "ftplib.", "smtplib."),
 )
-_CHANGES = ("os.chmod", "os.chown", "os.link", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.symlink")
+_CHANGES = {
+    **dict.fromkeys(("os.chmod", "os.chown", "os.mkdir", "os.remove", "os.rmdir", "os.truncate", "os.utime"), 1),
+    **dict.fromkeys(("os.link", "os.rename", "os.symlink"), 2),
+}
+"""With how many of what they are given, from the first on, are paths."""
 _GENERATED = "<eval_with_key>"
 """What torch.fx calls the source it writes for a graph."""
 
@@ -59,7 +63,8 @@ class Guard:
         if event.startswith(_NEVER):
             return f"{event} {given!r}"[:300]
         if event in _CHANGES:
-            return None if _inside(given[0], self._writable) else f"{event} {given[0]!r}"
+            paths = given[: _CHANGES[event]]
+            return None if all(_inside(path, self._writable) for path in paths) else f"{event} {paths!r}"
         if event == "open":
             path, mode, flags = given
             writes = bool(set(mode or "") & set("wax+")) or bool((flags or 0) & (os.O_WRONLY | os.O_RDWR))
@@ -76,7 +81,7 @@ def _inside(path: object, roots: tuple[str, ...]) -> bool:
     if isinstance(path, int):
         return True
     name = os.path.abspath(os.fsdecode(path))  # type: ignore[arg-type]
-    return name.startswith(roots)
+    return any(name == root or name.startswith(root + os.sep) for root in roots)
 
 
 def limit_memory() -> None:

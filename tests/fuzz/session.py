@@ -72,6 +72,7 @@ def _fuzz(name: str, folder: Path, guard: Guard, seconds: float | None, seed: in
     limit_memory()
     began = said = time.monotonic()
     fuzzer.plant([*seeds, *(found.make() for found in FOUND if found.target == name)])
+    _say(fuzzer, time.monotonic() - began)
     left = None if seconds is None else seconds - (time.monotonic() - began)
     for finding in fuzzer.run(seconds=left, inputs=target.short if seconds is None else None):
         if finding is not None:

@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 
 from models.errors import Code, Failure
+from worker.engine.data.hdf5_texts import MAX_CHARACTERS, REFERENCE, read_texts
 from worker.engine.data.npy import Array, bad_array, check_layout
 from worker.engine.data.npz import FREE_BYTES, MAX_ARRAYS, MAX_RATIO
 from worker.engine.data.spool import Spool
@@ -63,34 +64,39 @@ def _read(path: Path, dataset: h5py.Dataset, name: str) -> Array:
     properties = dataset.id.get_create_plist()
     if properties.get_external_count() or properties.get_layout() == h5py.h5d.VIRTUAL:
         raise bad_array(name, "keeps its data in another file, which is not opened", "store the data itself")
-    if name == "split" and h5py.check_string_dtype(dataset.dtype) is not None:
-        return _texts(dataset)
+    if name == "split" and (text := h5py.check_string_dtype(dataset.dtype)) is not None:
+        if dataset.shape is None or len(dataset.shape) != 1 or not 0 < dataset.shape[0] <= MAX_TEXTS:
+            raise bad_array("split", f"has the shape {dataset.shape}", "save one text a sample: train, val or test")
+        _check_storage(dataset, properties, name, text.length or REFERENCE.itemsize)
+        return _fixed_texts(dataset) if text.length else read_texts(path, dataset, name)
     if dataset.dtype.hasobject or (dataset.dtype.metadata is not None and dataset.dtype.kind not in "iub"):
         raise bad_array(name, "holds references, texts or lists of other lengths", "save arrays of numbers")
     shape = dataset.shape
     if shape is None:
         raise bad_array(name, "is empty", "leave it out")
     check_layout(name, shape, dataset.dtype)
-    claimed, present = prod(shape) * dataset.dtype.itemsize, dataset.id.get_storage_size()
+    _check_storage(dataset, properties, name, dataset.dtype.itemsize)
     if properties.get_layout() != h5py.h5d.CHUNKED:
-        if claimed != present:
-            raise bad_array(name, f"claims {claimed} bytes of data and has {present}", "write it with h5py")
-        start = dataset.id.get_offset()
+        start, size = dataset.id.get_offset(), prod(shape) * dataset.dtype.itemsize
         plain = dataset.id.get_type() == h5py.h5t.py_create(dataset.dtype)
-        if start is not None and plain and start + claimed <= path.stat().st_size:
+        if start is not None and plain and start + size <= path.stat().st_size:
             return np.memmap(path, dataset.dtype, "r", start, shape)
-    else:
-        _check_chunks(dataset, properties, name, claimed, present)
     return _spooled(dataset)
 
 
-def _check_chunks(dataset: h5py.Dataset, properties: Any, name: str, claimed: int, present: int) -> None:
+def _check_storage(dataset: h5py.Dataset, properties: Any, name: str, each: int) -> None:
+    """Whether as much is stored as there are elements of `each` bytes; what was never written reads as zeros."""
+    claimed, present = prod(dataset.shape or ()) * each, dataset.id.get_storage_size()
+    if properties.get_layout() != h5py.h5d.CHUNKED:
+        if claimed != present:
+            raise bad_array(name, f"claims {claimed} bytes of data and has {present}", "write it with h5py")
+        return
     others = {properties.get_filter(index)[0] for index in range(properties.get_nfilters())} - FILTERS
     if others:
         raise bad_array(
             name, f"is written with the filter {min(others)}, which is not read", "use gzip, lzf or no compression"
         )
-    chunk = prod(dataset.chunks) * dataset.dtype.itemsize
+    chunk = prod(dataset.chunks) * each
     if chunk > MAX_CHUNK_BYTES:
         raise bad_array(name, f"has chunks of {chunk} bytes, more than {MAX_CHUNK_BYTES}", "use smaller chunks")
     if claimed > max(FREE_BYTES, MAX_RATIO * present):
@@ -112,11 +118,9 @@ def _spooled(dataset: h5py.Dataset) -> Array:
     return spool.array()
 
 
-def _texts(dataset: h5py.Dataset) -> Array:
-    if dataset.shape is None or len(dataset.shape) != 1 or not 0 < dataset.shape[0] <= MAX_TEXTS:
-        raise bad_array("split", f"has the shape {dataset.shape}", "save one text a sample: train, val or test")
+def _fixed_texts(dataset: h5py.Dataset) -> Array:
     blocks = [
-        np.array([str(text)[:32] for text in dataset.asstr()[start : start + 65536]])
+        np.array([str(text)[:MAX_CHARACTERS] for text in dataset.asstr()[start : start + 65536]])
         for start in range(0, dataset.shape[0], 65536)
     ]
     return np.concatenate(blocks)

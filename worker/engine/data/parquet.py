@@ -113,9 +113,12 @@ def _batches(file: pq.ParquetFile, names: list[str], rows: int) -> Iterator[pa.R
 
 def _is_image(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
-        return any(
-            kind.field(index).name == "bytes" and _is_image(kind.field(index).type) for index in range(len(kind))
-        )
+        place = kind.get_field_index("bytes")
+        return place >= 0 and _is_bytes(kind.field(place).type)
+    return _is_bytes(kind)
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 

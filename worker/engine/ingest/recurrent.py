@@ -1,16 +1,38 @@
-"""Sizes of recurrent operators. torch does not check them all, and its native code then writes out of bounds."""
+"""Sizes of recurrent operators: torch does not check them all, and finds those of results step by step."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from torch import Tensor
+from torch._ops import OpOverload
 
 _GATES = {"lstm.input": 4, "gru.input": 3, "rnn_tanh.input": 1, "rnn_relu.input": 1}
 
 
+def run_on_shapes(target: OpOverload, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+    """What `target` gives for fake tensors. Of a recurrent operator they make one call a step, so that long sequences
+    would take minutes and gigabytes; the first two steps tell the sizes of all.
+
+    Raises `ValueError` for sizes on which native code would write out of bounds.
+    """
+    named = {parameter.name: value for parameter, value in zip(target._schema.arguments, arguments, strict=False)}
+    named |= keywords
+    if (name := f"{target.overloadpacket.__name__}.{target._overloadname}") not in _GATES:
+        return target(*arguments, **keywords)
+    if (wrong := check_recurrent(name, named)) is not None:
+        raise ValueError(wrong)
+    sequence: Tensor = named["input"]
+    time = 1 if named["batch_first"] else 0
+    output, *states = target(**named | {"input": sequence[:, :2] if time else sequence[:2]})
+    sizes = list(output.shape)
+    sizes[time] = sequence.shape[time]
+    return output.new_empty(sizes), *states
+
+
 def check_recurrent(name: str, arguments: dict[str, Any]) -> str | None:
     """What is wrong with the sizes of a recurrent operator's tensors; None when nothing is, or it is another operator.
+    torch does not check them all, and its native code then writes out of bounds.
 
     The rules are those of `nn.LSTM`: input [batch, time, inner] or [time, batch, inner], states
     [layers * directions, batch, state], and for each layer and direction weights [gates * hidden, inner],

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from worker.engine.graph.cost import operator_cost
 from worker.engine.graph.shapes import Sizes, sizes_in, sizes_of
 from worker.engine.ingest.program import Program
-from worker.engine.ingest.recurrent import check_recurrent
+from worker.engine.ingest.recurrent import run_on_shapes
 from worker.engine.ingest.rejected import rejected
 
 MAXIMUM_ACTIVATION_BYTES = 16 << 30
@@ -106,11 +106,7 @@ class Trace(Run):
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if isinstance(target, OpOverload):
-            parameters = target._schema.arguments
-            complete = {parameter.name: value for parameter, value in zip(parameters, args, strict=False)} | kwargs
-            wrong = check_recurrent(f"{target.overloadpacket.__name__}.{target._overloadname}", complete)
-            if wrong is not None:
-                raise ValueError(wrong)
+            return run_on_shapes(target, args, kwargs)
         return super().call_function(target, args, kwargs)
 
 

@@ -18,6 +18,7 @@ from models.errors import Code, Failure
 from worker.engine.graph.ops.table import OPS
 from worker.engine.ingest.names import safe_name
 from worker.engine.ingest.onnx.known import BATCHES, Known, PerBatch, Sizes
+from worker.engine.ingest.recurrent import run_on_shapes
 from worker.engine.ingest.rejected import rejected, shown
 
 MAXIMUM_CONSTANT_BYTES = 4 << 30
@@ -153,7 +154,7 @@ class Builder:
             results = []
             for index in range(len(BATCHES)):
                 args, kwargs = _at((node.args, node.kwargs), index)
-                results.append(target(*args, **kwargs))
+                results.append(run_on_shapes(target, args, kwargs))
         node.meta["layer"] = layer
         if isinstance(results[0], Tensor):
             return _describe(node, results)

@@ -17,6 +17,10 @@ _MAXIMUM: dict[int, OpOverload] = {1: _A.max_pool1d.default, 2: _A.max_pool2d.de
 _MEAN: dict[int, OpOverload] = {1: _A.avg_pool1d.default, 2: _A.avg_pool2d.default, 3: _A.avg_pool3d.default}
 
 
+MAXIMUM_COUNTED = 1 << 26
+"""Elements of a padded image in which windows count differently."""
+
+
 def maximum_pool(site: Site) -> Operand:
     site.maybe_integer("storage_order")  # of the indices, which are not read
     value = site.operand(0)
@@ -67,10 +71,14 @@ def _extra(padded: int, length: int, stride: int, first: int) -> int:
 
 
 def _counts(sizes: list[int], wide: Window, after: list[int] | None) -> Tensor:
-    """How many elements of each window count: those of the image, and the padding up to `after` where that counts."""
+    """How many elements of each window count: those of the image, and the padding up to `after` where that counts.
+    Raises ValueError where they are too many to count."""
+    padded = [before + size + more for before, size, more in zip(wide.before, sizes, wide.after, strict=True)]
+    if math.prod(padded) > MAXIMUM_COUNTED:
+        raise ValueError(f"its windows in {padded} count differently; those in {MAXIMUM_COUNTED} elements are counted")
     counts = torch.ones([1] * len(sizes))
     for axis, size in enumerate(sizes):
-        line = torch.zeros(wide.before[axis] + size + wide.after[axis])
+        line = torch.zeros(padded[axis])
         if after is None:
             line[wide.before[axis] : wide.before[axis] + size] = 1
         else:

@@ -25,6 +25,10 @@ _SAMPLED = {"linear": 0, "bilinear": 0, "nearest": 1, "cubic": 2, "bicubic": 2}
 _OUTSIDE = {"zeros": 0, "border": 1, "reflection": 2}
 """torch's numbers for the ways of `GridSample`."""
 MAXIMUM_SIDE = 1 << 15
+MAXIMUM_PLACES = 1 << 24
+"""Along a dimension that is resized: float32, in which both torch and the specification count them, goes no further."""
+MAXIMUM_WEIGHTS = 1 << 26
+"""Of the matrix that resizes one dimension where torch's operator does not."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,10 @@ class _Axis:
     def is_plain(self) -> bool:
         """Whether the scale is just the ratio of the sizes, as torch takes it to be."""
         return abs(self.before * self.scale - self.after) < 1e-3
+
+    @property
+    def moves(self) -> bool:
+        return self.before != self.after or not self.is_plain
 
 
 @dataclass(frozen=True)
@@ -55,7 +63,7 @@ def resize(site: Site) -> Operand:
     """`Resize`, and `Upsample` before it."""
     value = site.operand(0)
     axes, way = _read(site, value)
-    moved = [axis for axis in axes if axis.before != axis.after or not axis.is_plain]
+    moved = [axis for axis in axes if axis.moves]
     if any(axis.dim == 0 for axis in moved):
         raise site.refuse("it resizes the batch")
     if not moved:
@@ -102,7 +110,10 @@ def _read(site: Site, value: Operand) -> tuple[list[_Axis], _Way]:
         raise site.refuse("it has neither sizes nor one scale a dimension")
     if any(not 0 < size <= max(MAXIMUM_SIDE, have) for have, size in zip(before, sizes, strict=True)):
         raise site.refuse(f"{sizes[:10]} are no sizes of an image")
-    return [_Axis(*each) for each in zip(dims, before, sizes, scales, strict=True)], way
+    axes = [_Axis(*each) for each in zip(dims, before, sizes, scales, strict=True)]
+    if any(axis.moves and axis.after > MAXIMUM_PLACES for axis in axes):
+        raise site.refuse(f"it resizes to {sizes[:10]}; {MAXIMUM_PLACES} is the most along a dimension")
+    return axes, way
 
 
 def _scales_and_sizes(site: Site, modern: bool) -> tuple[list[float] | None, list[int] | None]:
@@ -120,7 +131,7 @@ def _scales_and_sizes(site: Site, modern: bool) -> tuple[list[float] | None, lis
 def _torch_target(axes: list[_Axis], way: _Way) -> OpOverload | None:
     """torch's operator where it gives the same for every axis."""
     if way.mode == "nearest":
-        same = all(np.array_equal(_nearest(axis, way), _torch_nearest(axis)) for axis in axes)
+        same = all(np.array_equal(_nearest(axis, way), _torch_nearest(axis)) for axis in axes if axis.moves)
         return _NEAREST.get(len(axes)) if same else None
     if not all(axis.is_plain for axis in axes):
         return None
@@ -177,6 +188,11 @@ def _resize_axis(site: Site, value: Operand, axis: _Axis, way: _Way) -> Operand:
     if way.mode == "nearest":
         chosen = site.compute([torch.from_numpy(_nearest(axis, way))] * len(BATCHES))
         return site.emit(_A.index_select.default, value, axis.dim, chosen)
+    if axis.before * axis.after > MAXIMUM_WEIGHTS:
+        raise site.refuse(
+            f"resizing {axis.before} to {axis.after} places in the mode {way.mode!r} with {way.coordinates!r} takes a "
+            f"matrix of more than {MAXIMUM_WEIGHTS} weights; use `half_pixel` and a scale that gives whole sizes"
+        )
     matrix = site.compute([torch.from_numpy(_weights(axis, way).T.astype(np.float32).copy())] * len(BATCHES))
     last = site.rank(value) - 1
     order = list(range(last + 1))
