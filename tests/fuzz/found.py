@@ -17,7 +17,7 @@ from onnx import ModelProto, TensorProto, helper
 
 from tests.engine.data.forms import picture
 from tests.engine.ingest.named.checkpoints import safetensors_of, tensor_of
-from tests.engine.ingest.onnx.graphs import model
+from tests.engine.ingest.onnx.graphs import Shape, model
 from tests.engine.ingest.onnx.test_operators import recurrent_network
 from tests.engine.ingest.onnx.test_refusals import linear
 from tests.fuzz.seeds import tar, zipped
@@ -73,6 +73,21 @@ def _resized(sizes: list[int], mode: str) -> bytes:
     return _of_images("Resize", sizes, "", "s", weights=scales, **given)
 
 
+def _over_integers(operator: str, sizes: list[int]) -> bytes:
+    node = helper.make_node(operator, ["x", "i"], ["y"], "part")
+    places: Shape = ["N", *sizes]
+    network: ModelProto = model([node], {"x": ["N", 4, 5], "i": (TensorProto.INT64, places)}, ["y"])
+    return bytes(network.SerializeToString())
+
+
+def _chunk_without_checksum() -> bytes:
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as file:
+        dataset = file.create_dataset("x", (4, 3), "f4", chunks=(4, 3), fletcher32=True)
+        dataset.id.write_direct_chunk((0, 0), b"\0\0")
+    return buffer.getvalue()
+
+
 def _texts_without_end() -> bytes:
     """The first object in the heap of an HDF5 file is free, and has no size."""
     buffer = io.BytesIO()
@@ -87,6 +102,15 @@ def _images_in_images() -> bytes:
     buffer = io.BytesIO()
     pq.write_table(pa.table({"x": pa.array([{"bytes": {"bytes": picture(1)}}] * 4)}), buffer)
     return buffer.getvalue()
+
+
+def _other_statistics() -> bytes:
+    """A column that may lack values becomes one that may not, and its statistics are of another size then."""
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"x": pa.array([1.0, 2.0, 3.0])}), buffer, store_schema=False)
+    before, optional, after = buffer.getvalue().rpartition(b"\x25\x02\x18\x01x")
+    assert optional
+    return before + b"\x25\x00\x18\x01x" + after
 
 
 FOUND: tuple[Found, ...] = (
@@ -122,6 +146,23 @@ FOUND: tuple[Found, ...] = (
         "count differently",
         lambda: _of_images("AveragePool", [7, 2**32], auto_pad="SAME_LOWER", kernel_shape=[3, 3], strides=[2, 2]),
     ),
+    Found(
+        "more coordinates than dimensions",
+        "onnx",
+        "coordinates in 3",
+        lambda: _over_integers("GatherND", [3, 2**31 - 1]),
+    ),
+    Found("the largest of a thousand billions", "onnx", "GiB", lambda: _of_images("Hardmax", [2**40 - 1], axis=2)),
+    Found(
+        "transposed convolution that is mostly gaps",
+        "onnx",
+        "untouched",
+        lambda: _of_images(
+            "ConvTranspose", [7, 6], "w", weights={"w": np.zeros((4, 3, 3, 3), np.float32)}, strides=[32768, 2]
+        ),
+    ),
+    Found("checksum of an empty chunk", "hdf5", "no checksum", _chunk_without_checksum),
     Found("heap of texts without an end", "hdf5", "not where it should be", _texts_without_end),
+    Found("statistics of another column", "parquet", "cannot be read", _other_statistics),
     Found("images in images", "parquet", "is struct", _images_in_images),
 )

@@ -1,7 +1,8 @@
 """Arrays of an HDF5 file: the datasets at its top. The only file opened is this one.
 
 Links, external storage, virtual datasets, references and other filters than the library's own are refused before any
-data is read. What lies in one piece is mapped; chunks are read once, in order, into a scratch file when large.
+data is read. The library tells where data lies, and is not trusted with it: what is in one piece is mapped; chunks are
+read once, in order, into a scratch file when large.
 """
 
 from __future__ import annotations
@@ -14,13 +15,11 @@ import h5py
 import numpy as np
 
 from models.errors import Code, Failure
-from worker.engine.data.hdf5_texts import MAX_CHARACTERS, REFERENCE, read_texts
+from worker.engine.data.hdf5_chunks import FILTERS, read_chunks
+from worker.engine.data.hdf5_texts import BLOCK_ROWS, MAX_CHARACTERS, REFERENCE, read_texts
 from worker.engine.data.npy import Array, bad_array, check_layout
 from worker.engine.data.npz import FREE_BYTES, MAX_ARRAYS, MAX_RATIO
-from worker.engine.data.spool import Spool
 
-FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32, h5py.h5z.FILTER_LZF}
-BLOCK_BYTES = 16 << 20
 MAX_CHUNK_BYTES = 256 << 20
 MAX_TEXTS = 50_000_000
 UNREADABLE = (OSError, RuntimeError, ValueError, KeyError, TypeError, OverflowError, UnicodeError, NotImplementedError)
@@ -68,7 +67,7 @@ def _read(path: Path, dataset: h5py.Dataset, name: str) -> Array:
         if dataset.shape is None or len(dataset.shape) != 1 or not 0 < dataset.shape[0] <= MAX_TEXTS:
             raise bad_array("split", f"has the shape {dataset.shape}", "save one text a sample: train, val or test")
         _check_storage(dataset, properties, name, text.length or REFERENCE.itemsize)
-        return _fixed_texts(dataset) if text.length else read_texts(path, dataset, name)
+        return _texts(path, dataset, text.length)
     if dataset.dtype.hasobject or (dataset.dtype.metadata is not None and dataset.dtype.kind not in "iub"):
         raise bad_array(name, "holds references, texts or lists of other lengths", "save arrays of numbers")
     shape = dataset.shape
@@ -76,12 +75,42 @@ def _read(path: Path, dataset: h5py.Dataset, name: str) -> Array:
         raise bad_array(name, "is empty", "leave it out")
     check_layout(name, shape, dataset.dtype)
     _check_storage(dataset, properties, name, dataset.dtype.itemsize)
-    if properties.get_layout() != h5py.h5d.CHUNKED:
-        start, size = dataset.id.get_offset(), prod(shape) * dataset.dtype.itemsize
-        plain = dataset.id.get_type() == h5py.h5t.py_create(dataset.dtype)
-        if start is not None and plain and start + size <= path.stat().st_size:
-            return np.memmap(path, dataset.dtype, "r", start, shape)
-    return _spooled(dataset)
+    if not _is_plain(dataset):
+        raise bad_array(name, "has numbers of a form of their own", "save it in one of numpy's types")
+    return _stored(path, dataset, np.dtype(dataset.dtype.str), name)
+
+
+def _is_plain(dataset: h5py.Dataset) -> bool:
+    """Whether its bytes are those of numpy's type."""
+    kind = dataset.id.get_type()
+    if kind == h5py.h5t.py_create(dataset.dtype):
+        return True
+    return isinstance(kind, h5py.h5t.TypeEnumID) and kind.get_super() == h5py.h5t.py_create(np.dtype(dataset.dtype.str))
+
+
+def _stored(path: Path, dataset: h5py.Dataset, dtype: np.dtype[Any], name: str) -> Array:
+    """All elements as `dtype`, which is how they are stored."""
+    if dataset.chunks:
+        return read_chunks(path, dataset, dtype, name)
+    start, size = dataset.id.get_offset(), prod(dataset.shape) * dtype.itemsize
+    if start is None:
+        raise bad_array(name, "is not stored as h5py does by itself", "write it with h5py")
+    if start + size > path.stat().st_size:
+        raise ValueError("it ends before its data")
+    return np.memmap(path, dtype, "r", start, dataset.shape)
+
+
+def _texts(path: Path, dataset: h5py.Dataset, length: int | None) -> Array:
+    stored = _stored(path, dataset, REFERENCE if length is None else np.dtype(f"S{length}"), "split")
+    if length is None:
+        return read_texts(path, dataset, stored)
+    blocks = [
+        np.array(
+            [text.decode(errors="replace").rstrip()[:MAX_CHARACTERS] for text in stored[start : start + BLOCK_ROWS]]
+        )
+        for start in range(0, len(stored), BLOCK_ROWS)
+    ]
+    return np.concatenate(blocks)
 
 
 def _check_storage(dataset: h5py.Dataset, properties: Any, name: str, each: int) -> None:
@@ -105,22 +134,3 @@ def _check_storage(dataset: h5py.Dataset, properties: Any, name: str, each: int)
             f"is compressed {claimed // max(present, 1)} times, more than {MAX_RATIO}",
             "write it without compression, and all of it",
         )
-
-
-def _spooled(dataset: h5py.Dataset) -> Array:
-    """Whole chunks at a time where 16 MiB hold them."""
-    spool = Spool(dataset.dtype, dataset.shape[1:])
-    rows = max(1, BLOCK_BYTES // max(1, prod(dataset.shape[1:]) * dataset.dtype.itemsize))
-    chunk_rows = dataset.chunks[0] if dataset.chunks else 1
-    step = rows // chunk_rows * chunk_rows or rows
-    for start in range(0, dataset.shape[0], step):
-        spool.append(dataset[start : start + step])
-    return spool.array()
-
-
-def _fixed_texts(dataset: h5py.Dataset) -> Array:
-    blocks = [
-        np.array([str(text)[:MAX_CHARACTERS] for text in dataset.asstr()[start : start + 65536]])
-        for start in range(0, dataset.shape[0], 65536)
-    ]
-    return np.concatenate(blocks)

@@ -8,52 +8,36 @@ from __future__ import annotations
 import mmap
 import struct
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
-import numpy.typing as npt
 
-from worker.engine.data.npy import bad_array
+from worker.engine.data.npy import Array, bad_array
 
 REFERENCE = np.dtype([("length", "<u4"), ("address", "<u8"), ("index", "<u4")])
 _COLLECTION, _OBJECT = struct.Struct("<4sB3xQ"), struct.Struct("<HHIQ")
 MAX_CHARACTERS = 32
 BLOCK_ROWS = 65536
-_PLAIN = "save it as bytes of one length: `np.array(split, dtype='S5')`"
 
 
-def read_texts(path: Path, dataset: h5py.Dataset, name: str) -> npt.NDArray[np.str_]:
-    """One text for each of [samples], cut at 32 characters.
+def read_texts(path: Path, dataset: h5py.Dataset, references: Array) -> Array:
+    """One text for each of `references` [samples], cut at 32 characters; those never written are empty.
 
-    Raises Failure(DATASET_BAD) where it is stored in other ways than h5py does by itself, ValueError for a broken file.
+    Raises Failure(DATASET_BAD) for a file of another layout than h5py writes, ValueError for a broken one.
     """
     if dataset.file.id.get_create_plist().get_sizes() != (8, 8) or dataset.file.userblock_size:
-        raise bad_array(name, "is in a file of another layout than h5py writes", _PLAIN)
+        raise bad_array(
+            "split",
+            "is in a file of another layout than h5py writes",
+            "save it as bytes of one length: `np.array(split, dtype='S5')`",
+        )
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         heap = _Heap(content)
-        references = _references(content, dataset, name)
         blocks = [
             np.array([heap.text(*each) for each in references[start : start + BLOCK_ROWS].tolist()])
             for start in range(0, len(references), BLOCK_ROWS)
         ]
     return np.concatenate(blocks)
-
-
-def _references(content: mmap.mmap, dataset: h5py.Dataset, name: str) -> npt.NDArray[Any]:
-    """[samples]; zeros, an empty text, where nothing was written."""
-    found = np.zeros(dataset.shape, REFERENCE)
-    properties = dataset.id.get_create_plist()
-    if properties.get_layout() == h5py.h5d.CONTIGUOUS and (start := dataset.id.get_offset()) is not None:
-        found[:] = np.frombuffer(_part(content, start, found.nbytes), REFERENCE)
-    elif properties.get_layout() == h5py.h5d.CHUNKED and not properties.get_nfilters():
-        for number in range(dataset.id.get_num_chunks()):
-            chunk = dataset.id.get_chunk_info(number)
-            place = found[chunk.chunk_offset[0] :][: dataset.chunks[0]]
-            place[:] = np.frombuffer(_part(content, chunk.byte_offset, place.nbytes), REFERENCE)
-    else:
-        raise bad_array(name, "has texts of any length that are compressed, or stored nowhere", _PLAIN)
-    return found
 
 
 class _Heap:

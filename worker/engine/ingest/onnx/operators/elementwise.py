@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch._ops import OpOverload
 
-from worker.engine.ingest.onnx.known import BATCHES, Known, Operand, dtype_of, shape_of, shapes_of
+from worker.engine.ingest.onnx.known import Known, Operand, dtype_of, shape_of, shapes_of
 from worker.engine.ingest.onnx.operators.convolve import as_vector
 from worker.engine.ingest.onnx.operators.merge import merge
 from worker.engine.ingest.onnx.site import Site
@@ -321,6 +321,8 @@ def hard_maximum(site: Site) -> Operand:
         raise site.refuse("it works on several dimensions at once")
     (size,) = site.fixed_sizes(value, axis)[:1]
     place = site.emit(_A.argmax.default, value, axis, True)
-    places = torch.arange(size).reshape([-1, *[1] * (site.rank(value) - 1 - axis)])
-    hot = site.emit(_A.eq.Tensor, place, site.compute([places] * len(BATCHES)))
+    places = site.emit(
+        _A.reshape.default, site.emit(_A.arange.default, size), [-1, *[1] * (site.rank(value) - 1 - axis)]
+    )
+    hot = site.emit(_A.eq.Tensor, place, places)
     return cast_to(site, hot, dtype_of(value))

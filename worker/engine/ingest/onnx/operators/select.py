@@ -147,7 +147,7 @@ def gather_nd(site: Site) -> Operand:
     """The last dimension of the places indexes the first dimensions of the tensor."""
     site.must_be("batch_dims", 0)
     value, places = site.operand(0), site.operand(1)
-    return site.emit(_A.index.Tensor, value, _coordinates(site, places))
+    return site.emit(_A.index.Tensor, value, _coordinates(site, value, places))
 
 
 def scatter_nd(site: Site) -> Operand:
@@ -157,10 +157,12 @@ def scatter_nd(site: Site) -> Operand:
     rows = [each.reshape(-1, each.shape[-1]) for each in places.values]
     if any(len(set(map(tuple, each.tolist()))) != len(each) for each in rows):
         raise site.refuse("it writes to the same place twice")
-    return site.emit(_A.index_put.default, value, _coordinates(site, places), updates)
+    return site.emit(_A.index_put.default, value, _coordinates(site, value, places), updates)
 
 
-def _coordinates(site: Site, places: Operand) -> list[Operand]:
+def _coordinates(site: Site, value: Operand, places: Operand) -> list[Operand]:
+    if shape_of(places)[-1] > site.rank(value):
+        raise site.refuse(f"its places have {shape_of(places)[-1]} coordinates in {site.rank(value)} dimensions")
     places = cast_to(site, places, torch.int64)
     last = site.rank(places) - 1
     return [site.emit(_A.select.int, places, last, part) for part in range(shape_of(places)[-1])]

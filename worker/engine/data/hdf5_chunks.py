@@ -1,0 +1,153 @@
+"""Chunks of an HDF5 dataset, found by the library but read and decoded here: its own filters crash on damaged ones.
+
+Sources: The HDF5 Group, HDF5 File Format Specification 3.0, IV.A.2.l (filters); LibLZF by Marc Lehmann (format).
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections import defaultdict
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from worker.engine.data.npy import Array, bad_array
+from worker.engine.data.spool import Spool
+
+DEFLATE, SHUFFLE, FLETCHER32, LZF = 1, 2, 3, 32000
+FILTERS = frozenset({DEFLATE, SHUFFLE, FLETCHER32, LZF})
+MAX_BLOCK_BYTES = 1 << 30
+_CHECKSUM_BYTES = 4
+_WORDS_AT_ONCE = 1 << 16
+
+
+def read_chunks(path: Path, dataset: h5py.Dataset, dtype: np.dtype[Any], name: str) -> Array:
+    """All elements as `dtype`, which is how they are stored; what was never written is the fill value.
+
+    Raises Failure(DATASET_BAD) for chunks that reach over too many samples, ValueError for a broken file.
+    """
+    shape, chunk, properties = dataset.shape, dataset.chunks, dataset.id.get_create_plist()
+    filters = [properties.get_filter(index) for index in range(properties.get_nfilters())]
+    if chunk[0] * prod(shape[1:]) * dtype.itemsize > MAX_BLOCK_BYTES:
+        raise bad_array(name, f"has chunks of {chunk[0]} samples", "use chunks of fewer samples")
+    stored: defaultdict[int, list[Any]] = defaultdict(list)
+    dataset.id.chunk_iter(lambda each: stored[each.chunk_offset[0]].append(each))
+    own = dtype.kind in "biuf" and properties.fill_value_defined() == h5py.h5d.FILL_VALUE_USER_DEFINED
+    fill = np.asarray(dataset.fillvalue).astype(dtype) if own else np.zeros((), dtype)
+    spool = Spool(dtype, shape[1:])
+    with path.open("rb") as file:
+        for row in range(0, shape[0], chunk[0]):
+            block = np.full((min(chunk[0], shape[0] - row), *shape[1:]), fill, dtype)
+            for each in stored[row]:
+                file.seek(each.byte_offset)
+                content = decoded(file.read(each.size), filters, each.filter_mask, prod(chunk) * dtype.itemsize)
+                values = np.frombuffer(content, dtype).reshape(chunk)
+                place = (slice(None), *(slice(start, None) for start in each.chunk_offset[1:]))
+                target = block[place]
+                target = target[tuple(map(slice, chunk))]
+                target[...] = values[tuple(map(slice, target.shape))]
+            spool.append(block)
+    return spool.array()
+
+
+def decoded(content: bytes, filters: list[tuple[int, int, tuple[int, ...], bytes]], skipped: int, size: int) -> bytes:
+    """A chunk as it was before the filters were applied, in their order; bit i of `skipped`: filter i was not.
+
+    Raises ValueError unless it has `size` bytes then.
+    """
+    most = size + _CHECKSUM_BYTES * len(filters)
+    for place, (kind, _, values, _) in reversed(list(enumerate(filters))):
+        if skipped >> place & 1:
+            continue
+        if kind == DEFLATE:
+            content = _inflated(content, most)
+        elif kind == LZF:
+            content = _expanded(content, most)
+        elif kind == SHUFFLE:
+            content = _unshuffled(content, values[0] if values else 1)
+        else:
+            content = _checked(content)
+    if len(content) != size:
+        raise ValueError(f"a chunk has {len(content)} bytes, not {size}")
+    return content
+
+
+def _inflated(content: bytes, most: int) -> bytes:
+    try:
+        found = zlib.decompressobj().decompress(content, most + 1)
+    except zlib.error as error:
+        raise ValueError(f"a compressed chunk is damaged ({error})") from error
+    return found
+
+
+def _unshuffled(content: bytes, width: int) -> bytes:
+    """Of elements of `width` bytes: all first bytes, all second ones …; what is left over is at the end."""
+    whole = len(content) // max(width, 1) * width
+    if whole <= width:
+        return content
+    planes = np.frombuffer(content, np.uint8, whole).reshape(width, -1)
+    return planes.T.tobytes() + content[whole:]
+
+
+def _checked(content: bytes) -> bytes:
+    """Without its Fletcher checksum, which must be right; old libraries wrote its bytes in another order."""
+    if len(content) < _CHECKSUM_BYTES:
+        raise ValueError("a chunk has no checksum")
+    body, said = content[:-_CHECKSUM_BYTES], content[-_CHECKSUM_BYTES:]
+    found = fletcher32(body)
+    if said not in (struct.pack("<I", found), struct.pack("<HH", *(_swapped(half) for half in divmod(found, 1 << 16)))):
+        raise ValueError("a chunk is damaged: its checksum is wrong")
+    return body
+
+
+def _swapped(half: int) -> int:
+    return half >> 8 | (half & 0xFF) << 8
+
+
+def fletcher32(content: bytes) -> int:
+    """J. G. Fletcher, An Arithmetic Checksum for Serial Transmissions (1982), over big-endian words of 16 bits."""
+    padded = content + b"\0" * (len(content) % 2)
+    words = np.frombuffer(padded, ">u2").astype(np.uint64)
+    first = second = 0
+    for start in range(0, len(words), _WORDS_AT_ONCE):
+        part = words[start : start + _WORDS_AT_ONCE]
+        weights = np.arange(len(part), 0, -1, dtype=np.uint64)
+        second += first * len(part) + int((part * weights).sum())
+        first += int(part.sum())
+        first, second = _folded(first), _folded(second)
+    return second << 16 | first
+
+
+def _folded(total: int) -> int:
+    """Modulo 65535, with the one that is no zero, as sums of ones' complement are."""
+    return (total - 1) % 0xFFFF + 1 if total else 0
+
+
+def _expanded(content: bytes, most: int) -> bytes:
+    """LibLZF: runs as they are, and repetitions of what came before."""
+    found, place = bytearray(), 0
+    while place < len(content) and len(found) <= most:
+        control = content[place]
+        place += 1
+        if control < 32:
+            found += content[place : place + control + 1]
+            place += control + 1
+            continue
+        length = control >> 5
+        rest = 2 if length == 7 else 1
+        if place + rest > len(content):
+            raise ValueError("a compressed chunk ends too early")
+        if length == 7:
+            length += content[place]
+        back = (control & 31) << 8 | content[place + rest - 1]
+        place, length = place + rest, length + 2
+        start = len(found) - back - 1
+        if start < 0:
+            raise ValueError("a compressed chunk refers to what is before it")
+        repeated = found[start : start + length]
+        found += (repeated * -(-length // len(repeated)))[:length]
+    return bytes(found)
