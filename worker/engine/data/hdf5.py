@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 
 from models.errors import Code, Failure
-from worker.engine.data.hdf5_chunks import FILTERS, read_chunks
+from worker.engine.data.hdf5_chunks import FILTERS, chunks_of, read_chunks
 from worker.engine.data.hdf5_texts import BLOCK_ROWS, MAX_CHARACTERS, REFERENCE, read_texts
 from worker.engine.data.npy import Array, bad_array, check_layout
 from worker.engine.data.npz import FREE_BYTES, MAX_ARRAYS, MAX_RATIO
@@ -115,8 +115,9 @@ def _texts(path: Path, dataset: h5py.Dataset, length: int | None) -> Array:
 
 def _check_storage(dataset: h5py.Dataset, properties: Any, name: str, each: int) -> None:
     """Whether as much is stored as there are elements of `each` bytes; what was never written reads as zeros."""
-    claimed, present = prod(dataset.shape or ()) * each, dataset.id.get_storage_size()
+    present = dataset.id.get_storage_size()
     if properties.get_layout() != h5py.h5d.CHUNKED:
+        claimed = prod(dataset.shape) * each
         if claimed != present:
             raise bad_array(name, f"claims {claimed} bytes of data and has {present}", "write it with h5py")
         return
@@ -128,6 +129,7 @@ def _check_storage(dataset: h5py.Dataset, properties: Any, name: str, each: int)
     chunk = prod(dataset.chunks) * each
     if chunk > MAX_CHUNK_BYTES:
         raise bad_array(name, f"has chunks of {chunk} bytes, more than {MAX_CHUNK_BYTES}", "use smaller chunks")
+    claimed = chunks_of(dataset) * chunk
     if claimed > max(FREE_BYTES, MAX_RATIO * present):
         raise bad_array(
             name,

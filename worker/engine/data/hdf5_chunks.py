@@ -35,6 +35,8 @@ def read_chunks(path: Path, dataset: h5py.Dataset, dtype: np.dtype[Any], name: s
     if chunk[0] * prod(shape[1:]) * dtype.itemsize > MAX_BLOCK_BYTES:
         raise bad_array(name, f"has chunks of {chunk[0]} samples", "use chunks of fewer samples")
     stored: defaultdict[int, list[Any]] = defaultdict(list)
+    if dataset.id.get_num_chunks() > chunks_of(dataset):
+        raise ValueError("it has the same chunk twice")
     dataset.id.chunk_iter(lambda each: stored[each.chunk_offset[0]].append(each))
     own = dtype.kind in "biuf" and properties.fill_value_defined() == h5py.h5d.FILL_VALUE_USER_DEFINED
     fill = np.asarray(dataset.fillvalue).astype(dtype) if own else np.zeros((), dtype)
@@ -46,12 +48,16 @@ def read_chunks(path: Path, dataset: h5py.Dataset, dtype: np.dtype[Any], name: s
                 file.seek(each.byte_offset)
                 content = decoded(file.read(each.size), filters, each.filter_mask, prod(chunk) * dtype.itemsize)
                 values = np.frombuffer(content, dtype).reshape(chunk)
-                place = (slice(None), *(slice(start, None) for start in each.chunk_offset[1:]))
-                target = block[place]
-                target = target[tuple(map(slice, chunk))]
-                target[...] = values[tuple(map(slice, target.shape))]
+                columns = (slice(start, start + length) for start, length in zip(each.chunk_offset, chunk, strict=True))
+                place = block[(slice(None), *tuple(columns)[1:])]
+                place[...] = values[tuple(map(slice, place.shape))]
             spool.append(block)
     return spool.array()
+
+
+def chunks_of(dataset: h5py.Dataset) -> int:
+    """How many there are where all is written."""
+    return prod(-(-size // length) for size, length in zip(dataset.shape, dataset.chunks, strict=True))
 
 
 def decoded(content: bytes, filters: list[tuple[int, int, tuple[int, ...], bytes]], skipped: int, size: int) -> bytes:
