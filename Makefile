@@ -32,7 +32,7 @@ serve: $(VENV)/.demo ## start the whole service on this machine and keep it up
 	$(BIN)/python -m deploy.embedded
 
 test: $(VENV)/.dev ## run every test, against a real broker and real databases it brings itself
-	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.dev ## formatting, lint, types, import contracts
 	$(BIN)/ruff format --check .

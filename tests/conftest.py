@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -15,6 +16,14 @@ from tests.object_store import ObjectStore
 from tests.services import Postgres, Valkey
 
 TEMPLATE = "migrated"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first, then those with the most tests: whole files go to whoever is free, and what takes
+    minutes must not begin when all the rest is done."""
+    slow, tests = Counter[Path](), Counter(item.path for item in items)
+    slow.update(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: (-slow[item.path], -tests[item.path], str(item.path)))
 
 
 @pytest.fixture(scope="session")

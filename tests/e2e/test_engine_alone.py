@@ -26,6 +26,8 @@ CHAIN: list[dict[str, Any]] = [
     {"step": "quantize", "calibration_samples": 64},
 ]
 
+pytestmark = pytest.mark.slow
+
 
 def request(folder: Path, name: str, steps: list[dict[str, Any]], **spec: Any) -> dict[str, Any]:
     return {

@@ -20,6 +20,8 @@ from tests.networks import randomised
 
 PRUNE: dict[str, Any] = {"step": "prune", "amount": {"parameters": 0.5}}
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:

@@ -26,6 +26,8 @@ CHAIN: list[dict[str, Any]] = [
     {"step": "quantize", "calibration_samples": 32},
 ]
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:

@@ -28,6 +28,8 @@ STEPS: list[dict[str, Any]] = [
     {"step": "finetune", "epochs": 2},
 ]
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], list[dict[str, Any]]]:

@@ -71,7 +71,7 @@ _STALL = {"MODELPRESS_STALL_SECONDS": "1"}
 _MEMORY = {"MODELPRESS_ENGINE_MEMORY_BYTES": str(256 << 20)}
 _STATES = {"MODELPRESS_CHECKPOINT_SECONDS": "5", "MODELPRESS_MAX_STRIKES": "1000"}
 _SCALED = (
-    Row("P4", "broker flushed, or restarted empty", submitting.broker_forgets, 4, 200, "flush to claimed"),
+    Row("P4", "broker flushed, or restarted empty", submitting.broker_forgets, 2, 200, "flush to claimed"),
     Row("P8", "worker killed mid-job", workers.worker_killed, 1, 20, _AGAIN),
     Row(
         "P9",
@@ -97,23 +97,23 @@ CROWDS = (
     Row("P25", "watchers of one job", crowd.many_watch_one_job, 50, 1000, "end to heard"),
     Row("P26", "one tenant floods two workers", crowd.one_tenant_floods, 3, 20, "first start to its starts"),
 )
-_STOLEN = Row("P32", "database dump stolen", stolen.dump_is_stolen, 6, 200, "dumping it")
-_RACING = Row("P34", "collector races jobs", collector.collector_races_jobs, 15, 100, "a collection")
+_STOLEN = Row("P32", "database dump stolen", stolen.dump_is_stolen, 3, 200, "dumping it")
+_RACING = Row("P34", "collector races jobs", collector.collector_races_jobs, 6, 100, "a collection")
 ROWS = (
-    Row("P1", "api killed at any moment", submitting.api_killed_at_any_moment, 5, 200, "kill to serving again"),
+    Row("P1", "api killed at any moment", submitting.api_killed_at_any_moment, 3, 200, "kill to serving again"),
     Row(
         "P1",
         "api killed between commit and nudge",
         submitting.api_killed_between_commit_and_nudge,
-        5,
+        3,
         200,
         "kill to claimed",
         on_postgres=True,
     ),
-    Row("P2", "32 clients, one key, api killed", submitting.many_clients_with_one_key, 3, 200, "sent to all answered"),
-    Row("P3", "broker hung, then gone", submitting.broker_hung_or_gone, 10, 200, "submit to answer"),
-    Row("P7", "engine dies once", engines.engine_dies_once, 8, 200, "death to claimed again"),
-    Row("P7", "engine dies each time", engines.engine_always_dies, 6, 200, "death to seen"),
+    Row("P2", "32 clients, one key, api killed", submitting.many_clients_with_one_key, 2, 200, "sent to all answered"),
+    Row("P3", "broker hung, then gone", submitting.broker_hung_or_gone, 4, 200, "submit to answer"),
+    Row("P7", "engine dies once", engines.engine_dies_once, 4, 200, "death to claimed again"),
+    Row("P7", "engine dies each time", engines.engine_always_dies, 3, 200, "death to seen"),
     Row(
         "P7", "engine takes all memory", engines.engine_takes_all_memory, 1, 20, "submit to failed", environment=_MEMORY
     ),
@@ -124,9 +124,9 @@ ROWS = (
     Row(
         "P13", "disk full on checkpoint, artifact", disks.job_on_a_full_disk, 2, 20, "space to done", disk_megabytes=96
     ),
-    Row("P15", "killed while publishing", disks.killed_while_publishing, 20, 200, "clearing up", on_postgres=True),
+    Row("P15", "killed while publishing", disks.killed_while_publishing, 8, 200, "clearing up", on_postgres=True),
     Row("P16", "a stored bit flips", rot.a_bit_flips, 4, 200, "flip to judged"),
-    Row("P18", "cancel against success", engines.cancel_against_success, 10, 1000, "asked to cancelled"),
+    Row("P18", "cancel against success", engines.cancel_against_success, 5, 1000, "asked to cancelled"),
     Row("P18", "cancel of one that defies", engines.cancel_of_one_that_defies, 1, 20, "asked to all gone"),
     Row("P21", "worker told to stop", workers.worker_stops, 0, 20, "told to claimed again"),
     Row(
@@ -151,8 +151,8 @@ ROWS = (
         names_hosts=True,
     ),
     *CROWDS,
-    Row("P28", "upload drops, or api killed", uploading.upload_drops, 8, 200, "asked to told"),
-    Row("P30", "hostile network file", hostile.hostile_files, 16, len(hostile.FILES), "sent to judged"),
+    Row("P28", "upload drops, or api killed", uploading.upload_drops, 4, 200, "asked to told"),
+    Row("P30", "hostile network file", hostile.hostile_files, 8, len(hostile.FILES), "sent to judged"),
     Row("P30", "engine that tries to get out", hostile.engine_tries_to_get_out, 1, 20, "submit to ended"),
     Row("P31", "guessed ids of another tenant", guessing.ids_of_another_tenant, 1, 2000, "three answers"),
     *(replace(_STOLEN, on_postgres=on_postgres) for on_postgres in (False, True)),
