@@ -26,6 +26,12 @@ def as_failure(error: Exception) -> Failure:
     return Failure(Code.INTERNAL, f"{type(error).__name__}: {str(error)[:500]}")
 
 
+def as_not_running(error: RuntimeError, otherwise: Failure) -> Failure:
+    """What a trial that ended with `error` means: too little memory is that, whatever was tried; else `otherwise`."""
+    found = as_failure(error)
+    return found if found.code in (Code.OUT_OF_MEMORY, Code.OUT_OF_GPU_MEMORY) else otherwise
+
+
 def _needed_and_free(error: torch.OutOfMemoryError) -> str:
     """What torch asked the device for, and what was left of it; nothing where torch does not say."""
     said = re.search(r"Tried to allocate ([\d.]+ \w+)\..* of which ([\d.]+ \w+) is free", str(error), re.DOTALL)

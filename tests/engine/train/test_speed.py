@@ -110,6 +110,19 @@ def test_what_does_not_run_is_not_chosen_and_is_refused_where_it_is_asked_for(tm
     assert caught.value.code is Code.NOT_TRAINABLE
 
 
+class TakesAll(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.empty(2**58, device=x.device).sum()
+
+
+def test_a_trial_that_lacks_memory_says_that_and_not_that_the_network_cannot_be_trained(tmp_path: Path) -> None:
+    data, module = clusters(tmp_path), nn.Sequential(nn.Linear(6, 4), TakesAll())
+    asked = Speed(precision="bfloat16")
+    with pytest.raises(Failure) as caught:
+        choose_numerics(asked, module, data.train, cross_entropy(module), PLAN, {})
+    assert caught.value.code is Code.OUT_OF_MEMORY
+
+
 def test_a_measurement_leaves_everything_as_it_was(tmp_path: Path) -> None:
     data, module = clusters(tmp_path), network()
     before, random = copy_weights(module), torch.get_rng_state()

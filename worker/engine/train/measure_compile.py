@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from models.errors import Code, Failure
 from worker.engine.data.dataset import Batch, Split
+from worker.engine.failures import as_not_running
 from worker.engine.masks import Masks
 from worker.engine.train.compiled import Compiled
 from worker.engine.train.loop import Plan
@@ -63,7 +64,7 @@ def choose_compile(
     times as fast as they are without. `loss_of` runs `forward`, which is left as it is chosen, and `network` as it was.
 
     Raises Failure where the network is to be compiled: UNSUPPORTED_HERE when `forward` says why not, NOT_TRAINABLE when
-    it does not run then.
+    it does not run then, OUT_OF_MEMORY or OUT_OF_GPU_MEMORY when it does for want of that.
     """
     if asked is False:
         return ChosenCompile(False)
@@ -99,7 +100,7 @@ def choose_compile(
             why = str(error).strip().splitlines()[0]
             if asked is True:
                 message = f"The network cannot be compiled ({why}): leave `speed.compile` out."
-                raise Failure(Code.NOT_TRAINABLE, message) from error
+                raise as_not_running(error, Failure(Code.NOT_TRAINABLE, message)) from error
             return ChosenCompile(False, why_not=why)
     compiling = max(0.0, with_compiling - median(own))
     pays = LEAST_GAIN * (compiling + steps * median(own)) <= steps * median(usual)

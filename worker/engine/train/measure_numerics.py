@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from models.errors import Code, Failure
 from models.spec_speed import Precision, Speed
 from worker.engine.data.dataset import Batch, Split
+from worker.engine.failures import as_not_running
 from worker.engine.masks import Masks
 from worker.engine.train.loop import Plan
 from worker.engine.train.numerics import USUAL, Numerics
@@ -50,7 +51,7 @@ def choose_numerics(
 ) -> Chosen:
     """What `asked` says, with what it leaves to `auto` measured on a few steps. Leaves `network` as it was.
 
-    Raises Failure(NOT_TRAINABLE) where the network does not run in what is asked for.
+    Raises Failure where the network does not run in what is asked for: NOT_TRAINABLE, or what memory it lacks.
     """
     device = device_of(network)
     candidates = _candidates(asked, device, images=any(value.dim() == 4 for value in samples.sample(1, 0).inputs))
@@ -101,9 +102,8 @@ def _require_running(
 
 def _not_running(numerics: Numerics, error: RuntimeError) -> Failure:
     why = str(error).splitlines()[0]
-    return Failure(
-        Code.NOT_TRAINABLE, f"The network cannot be trained with {numerics} ({why}): ask for less in `speed`."
-    )
+    message = f"The network cannot be trained with {numerics} ({why}): ask for less in `speed`."
+    return as_not_running(error, Failure(Code.NOT_TRAINABLE, message))
 
 
 def _candidates(asked: Speed, device: torch.device, *, images: bool) -> Sequence[Numerics]:
