@@ -56,10 +56,14 @@ class AccessMiddleware:
                 await self.app(scope, exchange.receive, exchange.send)
         except Disconnected:
             exchange.status = CLIENT_CLOSED_REQUEST
-        except asyncio.CancelledError:  # the server stops, and gives nobody any more time
-            if exchange.started:
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if exchange.started or task is None or not task.cancelling():
                 raise
-            await exchange.refuse(Code.UNAVAILABLE, "The service was stopped before this request was answered.")
+            # The server stops, and gives nobody any more time. What a thread has begun is done all the same.
+            message = "The service was stopped before this request was answered."
+            code = Code.UNAVAILABLE if exchange.may_be_repeated() else Code.INTERNAL
+            await exchange.refuse(code, message)
         except Exception:
             logger.exception("a request failed")
             if exchange.started:
@@ -80,6 +84,7 @@ class _Exchange:
         self._began = time.monotonic()
         self._expects_body = b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
         self._received_all = not self._expects_body
+        self._has_key = b"idempotency-key" in headers
         self._awaits_continue = headers.get(b"expect", b"").lower() == b"100-continue"
         self._disconnected = False
         self._bytes_in = self._bytes_out = 0
@@ -92,6 +97,11 @@ class _Exchange:
     def has_long_headers(self) -> bool:
         target = len(self._scope["raw_path"]) + len(self._scope["query_string"])
         return target + sum(len(name) + len(value) for name, value in self._scope["headers"]) > MAX_HEADER_BYTES
+
+    def may_be_repeated(self) -> bool:
+        """Whether sending it again changes nothing, or nothing twice."""
+        is_safe = self._scope["method"] in ("GET", "HEAD", "OPTIONS", "DELETE")
+        return is_safe or self._has_key or not self._received_all
 
     async def refuse(self, code: Code, detail: str) -> None:
         response = problem_response(Request(self._scope), code, detail)

@@ -26,6 +26,9 @@ HUGE = (0, 2**31, 2**31, 2**31)
 """Sizes of an empty tensor whose strides are beyond 64 bits."""
 
 
+FOUR = np.array([1, 2, 3, 4], np.float32)
+
+
 @dataclass(frozen=True)
 class Found:
     """`make` gives a file that the reader of `target` once had no answer to; `says` is in the refusal, None where it is
@@ -86,6 +89,23 @@ def _chunk_without_checksum() -> bytes:
         dataset = file.create_dataset("x", (4, 3), "f4", chunks=(4, 3), fletcher32=True)
         dataset.id.write_direct_chunk((0, 0), b"\0\0")
     return buffer.getvalue()
+
+
+def _states_of_many() -> bytes:
+    network = recurrent_network("lstm", True, 22)
+    network.graph.node[0].op_type = "Identity"
+    del network.graph.node[0].attribute[:]
+    network.graph.node[3].input[5] = network.graph.node[3].input[6] = ""
+    network.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 2**33
+    return bytes(network.SerializeToString())
+
+
+def _places_beyond() -> bytes:
+    """Floats that are cut to whole numbers: those of two samples happen to be places, those of others are not."""
+    nodes = [helper.make_node("GatherND", ["x", "i"], ["y"]), helper.make_node("MatMul", ["side", "w"], ["z"])]
+    inputs: dict[str, Shape] = {"x": ["N", 1, 5], "i": ["N", 3, 2], "side": ["N", 3]}
+    network: ModelProto = model(nodes, inputs, ["y", "z"], {"w": np.ones((3, 2), np.float32)})
+    return bytes(network.SerializeToString())
 
 
 def _texts_without_end() -> bytes:
@@ -156,10 +176,32 @@ FOUND: tuple[Found, ...] = (
     Found(
         "transposed convolution that is mostly gaps",
         "onnx",
-        "untouched",
+        "leaves gaps",
         lambda: _of_images(
             "ConvTranspose", [7, 6], "w", weights={"w": np.zeros((4, 3, 3, 3), np.float32)}, strides=[32768, 2]
         ),
+    ),
+    Found("states for billions of samples", "onnx", "GiB", _states_of_many),
+    Found(
+        "every second of billions, from the end",
+        "onnx",
+        "GiB",
+        lambda: _of_images(
+            "Slice",
+            [7, 2**32 - 2],
+            *("from", "to", "axes", "steps"),
+            weights={
+                name: np.array([value])
+                for name, value in zip(("from", "to", "axes", "steps"), (-2, 0, 3, -2), strict=True)
+            },
+        ),
+    ),
+    Found("places that are none in a smaller batch", "onnx", "do not run", _places_beyond),
+    Found(
+        "normalising one element",
+        "onnx",
+        "do not run",
+        lambda: _of_images("InstanceNormalization", [1], "s", "b", weights={"s": FOUR, "b": FOUR}, epsilon=1e-3),
     ),
     Found("checksum of an empty chunk", "hdf5", "no checksum", _chunk_without_checksum),
     Found("heap of texts without an end", "hdf5", "not where it should be", _texts_without_end),

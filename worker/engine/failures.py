@@ -26,7 +26,7 @@ def as_failure(error: Exception) -> Failure:
     return Failure(Code.INTERNAL, f"{type(error).__name__}: {str(error)[:500]}")
 
 
-def as_not_running(error: RuntimeError, otherwise: Failure) -> Failure:
+def as_not_running(error: Exception, otherwise: Failure) -> Failure:
     """What a trial that ended with `error` means: too little memory is that, whatever was tried; else `otherwise`."""
     found = as_failure(error)
     return found if found.code in (Code.OUT_OF_MEMORY, Code.OUT_OF_GPU_MEMORY) else otherwise

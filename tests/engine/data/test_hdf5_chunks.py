@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -25,9 +24,10 @@ STORED = [
 
 @pytest.mark.parametrize("storage", STORED, ids=str)
 @pytest.mark.parametrize("dtype", ["<f4", ">f8", "<i2", "|u1", "?", "<f2"])
-def test_chunks_are_those_of_the_library(tmp_path: Path, dtype: str, storage: dict[str, Any]) -> None:
+@pytest.mark.parametrize("libver", ["earliest", "latest"])
+def test_chunks_are_those_of_the_library(tmp_path: Path, dtype: str, storage: dict[str, Any], libver: str) -> None:
     """Numbers that repeat and numbers that do not, which a filter may leave as they are."""
-    with h5py.File(tmp_path / "data", "w") as file:
+    with h5py.File(tmp_path / "data", "w", libver=libver) as file:
         for index, (shape, chunk) in enumerate(SHAPES):
             for kind, high in (("few", 3), ("many", 100)):
                 values = NUMBERS.integers(0, high, shape).astype(dtype)
@@ -69,13 +69,14 @@ def test_the_checksum_is_fletchers(size: int) -> None:
         first += int.from_bytes(content[start : start + 2].ljust(2, b"\0"), "big")
         second += first
     found = fletcher32(content)
-    assert (found & 0xFFFF) % 0xFFFF == first % 0xFFFF
-    assert (found >> 16) % 0xFFFF == second % 0xFFFF
+    low, high = found & 0xFFFF, found >> 16
+    assert (low % 0xFFFF, high % 0xFFFF) == (first % 0xFFFF, second % 0xFFFF)
+    assert (low == 0, high == 0) == (first == 0, second == 0), "no zero of ones' complement but of nothing"
 
 
 def failure_of(path: Path) -> Failure | None:
     try:
-        assert read_hdf5(path)["x"].shape == (50, 4)
+        assert read_hdf5(path)["x"].shape == (12, 4)
     except Failure as failure:
         return failure
     return None
@@ -86,8 +87,8 @@ def test_a_damaged_chunk_is_read_or_refused(tmp_path: Path, storage: dict[str, A
     """Never more than that; a checksum notices every change."""
     path = tmp_path / "data"
     with h5py.File(path, "w") as file:
-        values = NUMBERS.integers(0, 9, (50, 4)).astype(np.float32)
-        dataset = file.create_dataset("x", data=values, chunks=(50, 4), **storage)
+        values = NUMBERS.integers(0, 9, (12, 4)).astype(np.float32)
+        dataset = file.create_dataset("x", data=values, chunks=(12, 4), **storage)
         chunk = dataset.id.get_chunk_info(0)
     honest = path.read_bytes()
     refused = 0
@@ -100,10 +101,87 @@ def test_a_damaged_chunk_is_read_or_refused(tmp_path: Path, storage: dict[str, A
         assert refused == chunk.size
 
 
-def test_chunks_over_too_many_samples_are_refused(tmp_path: Path) -> None:
-    rows = math.ceil(2**30 / 40_000) + 1
+@pytest.mark.parametrize(("order", "is_right"), [("0123", True), ("1032", True), ("3210", False), ("2301", False)])
+def test_a_checksum_is_right_in_the_orders_in_which_the_library_takes_it(
+    tmp_path: Path, order: str, is_right: bool
+) -> None:
+    values = NUMBERS.integers(0, 9, (12, 4)).astype(np.float32)
+    checksum = fletcher32(values.tobytes()).to_bytes(4, "little")
     with h5py.File(tmp_path / "data", "w") as file:
-        dataset = file.create_dataset("x", (rows, 10_000), "f4", chunks=(rows, 100))
-        dataset[:, :600] = 1
-    with pytest.raises(Failure, match="fewer samples"):
-        read_hdf5(tmp_path / "data")
+        dataset = file.create_dataset("x", values.shape, "f4", chunks=values.shape, fletcher32=True)
+        dataset.id.write_direct_chunk((0, 0), values.tobytes() + bytes(checksum[int(place)] for place in order))
+    with h5py.File(tmp_path / "data") as file:
+        if is_right:
+            np.testing.assert_array_equal(file["x"][...], values)
+        else:
+            with pytest.raises(OSError, match="filter"):
+                file["x"][...]
+    failure = failure_of(tmp_path / "data")
+    assert (failure is None) == is_right
+
+
+def test_large_chunks_of_many_samples_lie_in_a_scratch_file(tmp_path: Path) -> None:
+    """As h5py chooses chunks by itself where the number of samples is open: few columns of many samples."""
+    with h5py.File(tmp_path / "data", "w") as file:
+        dataset = file.create_dataset("x", (4000, 3, 40, 40), "f4", chunks=(2000, 1, 5, 5))
+        dataset[...] = (np.arange(4000) // 500 * 500)[:, None, None, None]
+    found = read_hdf5(tmp_path / "data")["x"]
+    assert isinstance(found, np.memmap)
+    assert [float(found[row].min()) for row in range(0, 4000, 500)] == list(range(0, 4000, 500))
+    assert not found.flags.writeable
+
+
+def test_many_names_of_one_array_and_many_chunks_of_nothing_are_refused(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "links", "w") as file:
+        file.create_dataset("x", data=np.zeros((1 << 20, 3), np.float32), compression="gzip")
+        for number in range(50):
+            file[f"x{number}"] = file["x"]
+    with h5py.File(tmp_path / "nothing", "w") as file:
+        file.create_dataset("x", (1 << 25,), "u1", chunks=(1,))
+    for name in ("links", "nothing"):
+        with pytest.raises(Failure, match="times, more than 20") as caught:
+            read_hdf5(tmp_path / name)
+        assert caught.value.code is Code.DATASET_BAD
+
+
+def test_a_chunk_that_says_it_is_longer_than_the_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "data", "w") as file:
+        dataset = file.create_dataset("x", data=np.ones((12, 4), np.float32), chunks=(12, 4), compression="gzip")
+        size = dataset.id.get_chunk_info(0).size
+    content = bytearray((tmp_path / "data").read_bytes())
+    key = content.index(b"TREE\x01") + 24  # of the first chunk: its size, then the mask of filters
+    assert int.from_bytes(content[key : key + 4], "little") == size
+    content[key : key + 4] = (0xFFFFFFF0).to_bytes(4, "little")
+    (tmp_path / "data").write_bytes(content)
+    failure = failure_of(tmp_path / "data")
+    assert failure is not None
+    assert failure.code is Code.BAD_ARCHIVE
+
+
+def test_numbers_in_the_header_and_numbers_of_their_own_form_are_read(tmp_path: Path) -> None:
+    values = np.arange(12, dtype=np.uint16).reshape(4, 3)
+    header = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    header.set_layout(h5py.h5d.COMPACT)
+    twelve_bits = h5py.h5t.STD_U16LE.copy()
+    twelve_bits.set_precision(12)
+    wide_bool = h5py.h5t.enum_create(h5py.h5t.STD_U8LE)
+    wide_bool.enum_insert(b"FALSE", 0)
+    wide_bool.enum_insert(b"TRUE", 1)
+    with h5py.File(tmp_path / "data", "w") as file:
+        space = h5py.h5s.create_simple(values.shape)
+        for name, kind, properties in (
+            (b"header", h5py.h5t.STD_U16LE, header),
+            (b"twelve", twelve_bits, None),
+            (b"wide", wide_bool, None),
+        ):
+            made = h5py.h5d.create(file.id, name, kind, space, properties)
+            made.write(
+                h5py.h5s.ALL,
+                h5py.h5s.ALL,
+                (values % 2).astype("u1") if name == b"wide" else values,
+                wide_bool if name == b"wide" else None,
+            )
+        expected = {name: file[name][...] for name in file}
+    found = read_hdf5(tmp_path / "data")
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array)

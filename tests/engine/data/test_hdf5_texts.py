@@ -40,11 +40,60 @@ def test_what_was_never_written_is_empty(tmp_path: Path) -> None:
     assert read_hdf5(tmp_path / "data")["split"].tolist() == ["val"] * 7 + [""] * 13
 
 
-def test_a_file_behind_a_block_of_its_own_is_refused_with_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(Failure, match="another layout") as caught:
-        read_hdf5(written(tmp_path / "data", userblock_size=512))
+def test_a_file_behind_a_block_of_its_own_is_read_too(tmp_path: Path) -> None:
+    found = read_hdf5(written(tmp_path / "data", userblock_size=512))
+    assert found["split"].tolist()[:3] == TEXTS[:3]
+    assert found["x"].shape == (len(TEXTS), 2)
+
+
+def test_a_file_with_addresses_of_another_size_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    creation = h5py.h5p.create(h5py.h5p.FILE_CREATE)
+    creation.set_sizes(4, 4)
+    with h5py.File(h5py.h5f.create(bytes(tmp_path / "data"), fcpl=creation)) as file:
+        file["split"] = TEXTS
+    with pytest.raises(Failure, match="dtype='S5'") as caught:
+        read_hdf5(tmp_path / "data")
     assert caught.value.code is Code.DATASET_BAD
-    assert "dtype='S5'" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("padding", "stored"), [(h5py.h5t.STR_NULLTERM, b"val\0xxx\0"), (h5py.h5t.STR_SPACEPAD, b"val     ")]
+)
+def test_texts_of_one_length_end_where_their_kind_says(tmp_path: Path, padding: int, stored: bytes) -> None:
+    kind = h5py.h5t.C_S1.copy()
+    kind.set_size(8)
+    kind.set_strpad(padding)
+    with h5py.File(tmp_path / "data", "w") as file:
+        dataset = h5py.h5d.create(file.id, b"split", kind, h5py.h5s.create_simple((2,)))
+        dataset.write(h5py.h5s.ALL, h5py.h5s.ALL, np.array([stored, stored], "S8"), kind)
+    assert read_hdf5(tmp_path / "data")["split"].tolist() == ["val", "val"]
+
+
+def test_texts_of_one_length_may_be_the_fill_value_and_compress_well(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "data", "w") as file:
+        dataset = file.create_dataset("split", (4_000_000,), "S5", compression="gzip", fillvalue=b"train")
+        dataset[:3_000_000] = b"val"
+        few = file.create_dataset("y", (20,), "i4", chunks=(7,), fillvalue=-3)
+        few[7:14] = 5
+    found = read_hdf5(tmp_path / "data")
+    assert {text: int((found["split"] == text).sum()) for text in ("val", "train")} == {
+        "val": 3 * 10**6,
+        "train": 10**6,
+    }
+    assert found["y"].tolist() == [-3] * 7 + [5] * 7 + [-3] * 6
+
+
+def test_heaps_that_overlap_are_refused_in_the_time_of_one(tmp_path: Path) -> None:
+    """Each collection is said to reach from its own place to the end of all."""
+    path = written(tmp_path / "data")
+    content = bytearray(path.read_bytes())
+    first, last = content.index(b"GCOL"), content.rindex(b"GCOL")
+    assert first != last
+    content[first + 8 : first + 16] = (len(content) - first).to_bytes(8, "little")
+    path.write_bytes(content)
+    with pytest.raises(Failure, match="heap") as caught:
+        read_hdf5(path)
+    assert caught.value.code is Code.BAD_ARCHIVE
 
 
 @pytest.mark.parametrize("missing", [b"GCOL", b"train\0\0\0"])

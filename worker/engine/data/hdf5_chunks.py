@@ -6,8 +6,9 @@ Sources: The HDF5 Group, HDF5 File Format Specification 3.0, IV.A.2.l (filters);
 from __future__ import annotations
 
 import struct
+import tempfile
+import weakref
 import zlib
-from collections import defaultdict
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -15,44 +16,57 @@ from typing import Any
 import h5py
 import numpy as np
 
-from worker.engine.data.npy import Array, bad_array
-from worker.engine.data.spool import Spool
+from worker.engine.data.npy import Array
 
 DEFLATE, SHUFFLE, FLETCHER32, LZF = 1, 2, 3, 32000
 FILTERS = frozenset({DEFLATE, SHUFFLE, FLETCHER32, LZF})
-MAX_BLOCK_BYTES = 1 << 30
+IN_MEMORY_BYTES = 32 << 20
 _CHECKSUM_BYTES = 4
 _WORDS_AT_ONCE = 1 << 16
 
 
-def read_chunks(path: Path, dataset: h5py.Dataset, dtype: np.dtype[Any], name: str) -> Array:
-    """All elements as `dtype`, which is how they are stored; what was never written is the fill value.
+def read_chunks(path: Path, dataset: h5py.Dataset, dtype: np.dtype[Any]) -> Array:
+    """All elements as `dtype`, which is how they are stored; what was never written is the fill value. Beyond 32 MiB
+    they lie in a file of the scratch folder (TMPDIR), which goes with the array.
 
-    Raises Failure(DATASET_BAD) for chunks that reach over too many samples, ValueError for a broken file.
+    Raises ValueError for a broken file.
     """
-    shape, chunk, properties = dataset.shape, dataset.chunks, dataset.id.get_create_plist()
+    chunk, properties, end = dataset.chunks, dataset.id.get_create_plist(), path.stat().st_size
     filters = [properties.get_filter(index) for index in range(properties.get_nfilters())]
-    if chunk[0] * prod(shape[1:]) * dtype.itemsize > MAX_BLOCK_BYTES:
-        raise bad_array(name, f"has chunks of {chunk[0]} samples", "use chunks of fewer samples")
-    stored: defaultdict[int, list[Any]] = defaultdict(list)
-    if dataset.id.get_num_chunks() > chunks_of(dataset):
+    stored: list[Any] = []
+    dataset.id.chunk_iter(stored.append)
+    if len(stored) > chunks_of(dataset):
         raise ValueError("it has the same chunk twice")
-    dataset.id.chunk_iter(lambda each: stored[each.chunk_offset[0]].append(each))
-    own = dtype.kind in "biuf" and properties.fill_value_defined() == h5py.h5d.FILL_VALUE_USER_DEFINED
-    fill = np.asarray(dataset.fillvalue).astype(dtype) if own else np.zeros((), dtype)
-    spool = Spool(dtype, shape[1:])
+    array = _room(dataset.shape, dtype)
+    if (fill := _fill_value(dataset, dtype)) and len(stored) < chunks_of(dataset):
+        array[...] = fill
     with path.open("rb") as file:
-        for row in range(0, shape[0], chunk[0]):
-            block = np.full((min(chunk[0], shape[0] - row), *shape[1:]), fill, dtype)
-            for each in stored[row]:
-                file.seek(each.byte_offset)
-                content = decoded(file.read(each.size), filters, each.filter_mask, prod(chunk) * dtype.itemsize)
-                values = np.frombuffer(content, dtype).reshape(chunk)
-                columns = (slice(start, start + length) for start, length in zip(each.chunk_offset, chunk, strict=True))
-                place = block[(slice(None), *tuple(columns)[1:])]
-                place[...] = values[tuple(map(slice, place.shape))]
-            spool.append(block)
-    return spool.array()
+        for each in stored:
+            if each.byte_offset + each.size > end:
+                raise ValueError("it ends before its data")
+            file.seek(each.byte_offset)
+            content = decoded(file.read(each.size), filters, each.filter_mask, prod(chunk) * dtype.itemsize)
+            place = array[tuple(map(slice, each.chunk_offset, map(int.__add__, each.chunk_offset, chunk)))]
+            place[...] = np.frombuffer(content, dtype).reshape(chunk)[tuple(map(slice, place.shape))]
+    array.flags.writeable = False
+    return array
+
+
+def _room(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """Zeros, of this machine's byte order."""
+    dtype = dtype.newbyteorder("=")
+    if prod(shape) * dtype.itemsize <= IN_MEMORY_BYTES:
+        return np.zeros(shape, dtype)
+    file = tempfile.NamedTemporaryFile(prefix="modelpress-data-")  # noqa: SIM115
+    mapped: Array = np.memmap(file.name, dtype, "w+", shape=shape)
+    weakref.finalize(mapped, file.close)
+    return mapped
+
+
+def _fill_value(dataset: h5py.Dataset, dtype: np.dtype[Any]) -> Any:
+    """None where it is zeros, or nothing."""
+    is_own = dataset.id.get_create_plist().fill_value_defined() == h5py.h5d.FILL_VALUE_USER_DEFINED
+    return np.asarray(dataset.fillvalue).astype(dtype)[()] if is_own and not dtype.names else None
 
 
 def chunks_of(dataset: h5py.Dataset) -> int:
@@ -100,18 +114,14 @@ def _unshuffled(content: bytes, width: int) -> bytes:
 
 
 def _checked(content: bytes) -> bytes:
-    """Without its Fletcher checksum, which must be right; old libraries wrote its bytes in another order."""
+    """Without its Fletcher checksum, which must be right; old libraries wrote each half the other way round."""
     if len(content) < _CHECKSUM_BYTES:
         raise ValueError("a chunk has no checksum")
     body, said = content[:-_CHECKSUM_BYTES], content[-_CHECKSUM_BYTES:]
-    found = fletcher32(body)
-    if said not in (struct.pack("<I", found), struct.pack("<HH", *(_swapped(half) for half in divmod(found, 1 << 16)))):
+    high, low = divmod(fletcher32(body), 1 << 16)
+    if said not in (struct.pack("<HH", low, high), struct.pack(">HH", low, high)):
         raise ValueError("a chunk is damaged: its checksum is wrong")
     return body
-
-
-def _swapped(half: int) -> int:
-    return half >> 8 | (half & 0xFF) << 8
 
 
 def fletcher32(content: bytes) -> int:

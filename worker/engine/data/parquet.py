@@ -93,7 +93,8 @@ def _read(path: Path, file: pq.ParquetFile) -> Found:
 
 
 def _check_compression(metadata: pq.FileMetaData, stored: int) -> None:
-    """By the groups' own sums: what the file says of single columns ends the process where it is damaged."""
+    """By the groups' own word, before anything is read; `Table` counts what comes. What the file says of single columns
+    ends the process where it is damaged."""
     large = sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
     if large > max(FREE_BYTES, MAX_RATIO * stored):
         raise Failure(

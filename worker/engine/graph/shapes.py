@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from models.errors import Code, Failure
+from worker.engine.failures import as_not_running
+
 Sizes: TypeAlias = "tuple[int, ...]"
 
 
@@ -20,11 +23,17 @@ def record_shapes(graph: fx.GraphModule, example_inputs: tuple[Tensor, ...]) -> 
     `node.meta["growing"]` are the dimensions that are longer with one sample more; `node.meta["constant"]` says whether
     the value is the same for every input of these sizes. A large network is not run but traced: about a millisecond an
     operator, whatever it would take to compute.
+
+    Raises `Failure` (network_rejected) when it does not run.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True) if _is_large(graph, example_inputs) else None
     with torch.no_grad(), mode or contextlib.nullcontext():
         inputs = example_inputs if mode is None else tuple(map(mode.from_tensor, example_inputs))
-        _Recorder(graph).run(*inputs)
+        try:
+            _Recorder(graph).run(*inputs)
+        except (RuntimeError, ValueError, IndexError) as error:
+            failure = Failure(Code.NETWORK_REJECTED, f"the layers of the network do not run: {_first_line(error)}")
+            raise as_not_running(error, failure) from error
         for node in graph.graph.nodes:
             node.meta["growing"] = frozenset()
             made_of = [source.meta["constant"] for source in node.all_input_nodes]
@@ -32,6 +41,10 @@ def record_shapes(graph: fx.GraphModule, example_inputs: tuple[Tensor, ...]) -> 
         # One that does not run with another batch has sizes of its own for this one, so none of them grows.
         with contextlib.suppress(RuntimeError, ValueError, IndexError):
             _Grower(graph).run(*(torch.cat([value, value[:1]]) if value.dim() else value for value in inputs))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
 
 
 _LARGE = 10**10

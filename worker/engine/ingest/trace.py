@@ -15,8 +15,8 @@ from torch.utils._pytree import tree_leaves
 
 from worker.engine.graph.cost import operator_cost
 from worker.engine.graph.shapes import Sizes, sizes_in, sizes_of
+from worker.engine.ingest.native import run_on_shapes
 from worker.engine.ingest.program import Program
-from worker.engine.ingest.recurrent import run_on_shapes
 from worker.engine.ingest.rejected import rejected
 
 MAXIMUM_ACTIVATION_BYTES = 16 << 30

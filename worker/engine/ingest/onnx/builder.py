@@ -17,8 +17,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 from models.errors import Code, Failure
 from worker.engine.graph.ops.table import OPS
 from worker.engine.ingest.names import safe_name
+from worker.engine.ingest.native import run_on_shapes
 from worker.engine.ingest.onnx.known import BATCHES, Known, PerBatch, Sizes
-from worker.engine.ingest.recurrent import run_on_shapes
 from worker.engine.ingest.rejected import rejected, shown
 
 MAXIMUM_CONSTANT_BYTES = 4 << 30

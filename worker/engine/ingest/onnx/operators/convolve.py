@@ -21,7 +21,6 @@ _BACKWARDS: dict[int, OpOverload] = {
     2: _A.conv_transpose2d.input,
     3: _A.conv_transpose3d.input,
 }
-LONGEST_WITH_GAPS = 1 << 14
 
 
 def convolution(site: Site) -> Operand:
@@ -45,9 +44,6 @@ def transposed_convolution(site: Site) -> Operand:
             window.strides, sizes, extra, kernel, window.dilations, strict=True
         )
     ]
-    reaches = [(length - 1) * dilation + 1 for length, dilation in zip(kernel, window.dilations, strict=True)]
-    if any(map(_is_mostly_gaps, window.strides, reaches, full)):
-        raise site.refuse(f"strides of {window.strides} leave most of {full} untouched")
     before, after = list(window.before), list(window.after)
     automatic = site.maybe_text("auto_pad") or "NOTSET"
     if wanted is not None or automatic.startswith("SAME"):
@@ -67,11 +63,6 @@ def transposed_convolution(site: Site) -> Operand:
             if first or last:
                 result = site.emit(_A.slice.Tensor, result, dim, first, length - last)
     return result
-
-
-def _is_mostly_gaps(stride: int, reach: int, full: int) -> bool:
-    """On which the native code takes time that grows with the square of the length."""
-    return stride > reach and full > LONGEST_WITH_GAPS
 
 
 def _weights(site: Site) -> tuple[Operand, fx.Node | None]:

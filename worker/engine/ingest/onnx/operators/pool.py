@@ -15,8 +15,6 @@ from worker.engine.ingest.onnx.site import Site
 _A = torch.ops.aten
 _MAXIMUM: dict[int, OpOverload] = {1: _A.max_pool1d.default, 2: _A.max_pool2d.default, 3: _A.max_pool3d.default}
 _MEAN: dict[int, OpOverload] = {1: _A.avg_pool1d.default, 2: _A.avg_pool2d.default, 3: _A.avg_pool3d.default}
-
-
 MAXIMUM_COUNTED = 1 << 26
 """Elements of a padded image in which windows count differently."""
 

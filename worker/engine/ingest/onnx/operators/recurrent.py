@@ -79,7 +79,7 @@ def _state(site: Site, place: int, directions: int, batches: PerBatch, hidden: i
     """The first state [directions, batch, hidden]; zeros where none is given, also where these are of one sample."""
     given = site.optional(place)
     if given is None or (isinstance(given, Known) and all(not bool(each.any()) for each in given.values)):
-        return site.compute([torch.zeros(directions, batch, hidden) for batch in batches])
+        return site.emit(_A.zeros.default, [directions, batches, hidden])
     if site.builder.fixed_batch is not None and {sizes[1] for sizes in shapes_of(given)} == {1}:
         return site.emit(_A.expand.default, given, [-1, batches, -1])
     return given

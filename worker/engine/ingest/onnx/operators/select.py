@@ -99,7 +99,8 @@ def _slice(site: Site, value: Operand, axis: int, start: PerBatch, end: PerBatch
     elif all(each == range(size - 1, -1, -1) for each, size in zip(ranges, sizes, strict=True)):
         result = site.emit(_A.flip.default, value, [axis])
     else:
-        chosen = site.compute([torch.tensor(list(each), dtype=torch.int64) for each in ranges])
+        starts, stops = zip(*((each.start, each.stop if each else each.start) for each in ranges), strict=True)
+        chosen = site.emit(_A.arange.start_step, PerBatch(starts), PerBatch(stops), step)
         result = site.emit(_A.index_select.default, value, axis, chosen)
     return result
 

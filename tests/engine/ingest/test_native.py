@@ -1,4 +1,4 @@
-"""Recurrent operators: what native code would read past its end with, and how large what they give is."""
+"""What native code would read past its end with or never end on, and how large what recurrent operators give is."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from models.errors import Failure
+from models.errors import Code, Failure
 from tests.engine.ingest.archives import Archive
 from tests.networks import export_pt2, lstm
+from worker.engine.ingest.native import run_on_shapes
 from worker.engine.ingest.read import read_network
-from worker.engine.ingest.recurrent import run_on_shapes
 
 
 def test_recurrent_weights_of_a_wrong_size_are_refused_before_native_code_sees_them(tmp_path: Path) -> None:
@@ -25,6 +25,28 @@ def test_recurrent_weights_of_a_wrong_size_are_refused_before_native_code_sees_t
     with pytest.raises(Failure) as caught:
         read_network(archive.write(tmp_path / "x.pt2"))
     assert "weight 9 has the shape (8, 32), not (128, 32)" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("layer", "is_read"),
+    [
+        (nn.ConvTranspose1d(4, 4, 3, stride=8000), False),
+        (nn.ConvTranspose1d(4, 4, 4000, stride=8000), False),
+        (nn.ConvTranspose1d(4, 4, 3, stride=40, dilation=20), True),
+        (nn.ConvTranspose1d(4, 4, 1, stride=16), True),
+        (nn.ConvTranspose1d(4, 4, 512, stride=256), True),
+    ],
+)
+def test_a_transposed_convolution_on_which_native_code_crashes_is_refused(
+    layer: nn.Module, is_read: bool, tmp_path: Path
+) -> None:
+    path = export_pt2(layer, (torch.randn(2, 4, 16),), tmp_path / "x.pt2")
+    if is_read:
+        read_network(path)
+        return
+    with pytest.raises(Failure, match="leaves gaps") as caught:
+        read_network(path)
+    assert caught.value.code is Code.NETWORK_REJECTED
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
@@ -41,4 +63,6 @@ def test_sizes_from_two_steps_are_those_of_all(kind: Any, settings: dict[str, An
     target = getattr(torch.ops.aten, name).input
     with FakeTensorMode(allow_non_fake_inputs=True):
         found = run_on_shapes(target, given, {})
-    assert [tuple(each.shape) for each in found] == [tuple(each.shape) for each in target(*given)]
+    expected = target(*given)
+    assert [tuple(each.shape) for each in found] == [tuple(each.shape) for each in expected]
+    assert found[0].stride() == expected[0].stride()

@@ -1,4 +1,4 @@
-"""Sizes of recurrent operators: torch does not check them all, and finds those of results step by step."""
+"""Operators whose sizes torch does not check before its native code writes out of bounds, or takes for ever to find."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 _GATES = {"lstm.input": 4, "gru.input": 3, "rnn_tanh.input": 1, "rnn_relu.input": 1}
+_TRANSPOSED = {"conv_transpose1d.default", "conv_transpose2d.input", "conv_transpose3d.input", "convolution.default"}
+LONGEST_GAPPED_STRIDE = 32
+"""Of a transposed convolution whose kernel does not reach from one input to the next."""
 
 
 def run_on_shapes(target: OpOverload, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
@@ -18,16 +21,39 @@ def run_on_shapes(target: OpOverload, arguments: tuple[Any, ...], keywords: dict
     """
     named = {parameter.name: value for parameter, value in zip(target._schema.arguments, arguments, strict=False)}
     named |= keywords
-    if (name := f"{target.overloadpacket.__name__}.{target._overloadname}") not in _GATES:
-        return target(*arguments, **keywords)
-    if (wrong := check_recurrent(name, named)) is not None:
+    name = f"{target.overloadpacket.__name__}.{target._overloadname}"
+    if (wrong := check_recurrent(name, named) or check_transposed(name, named)) is not None:
         raise ValueError(wrong)
+    if name not in _GATES:
+        return target(*arguments, **keywords)
     sequence: Tensor = named["input"]
     time = 1 if named["batch_first"] else 0
     output, *states = target(**named | {"input": sequence[:, :2] if time else sequence[:2]})
-    sizes = list(output.shape)
-    sizes[time] = sequence.shape[time]
-    return output.new_empty(sizes), *states
+    sizes = [sequence.shape[time], output.shape[1 - time], output.shape[2]]
+    whole = output.new_empty(sizes)
+    return whole.transpose(0, 1) if time else whole, *states
+
+
+def check_transposed(name: str, arguments: dict[str, Any]) -> str | None:
+    """What is wrong with a transposed convolution; None when nothing is, or it is another operator.
+
+    Where kernels leave gaps between them, oneDNN's takes time that grows with the square of the stride, and crashes
+    (torch 2.13: stride 64, kernel 3, 256 channels, 2048 places; stride 8000, kernel 4000, 4 channels, 16 places).
+    """
+    if name not in _TRANSPOSED or not arguments.get("transposed", True):
+        return None
+    kernel: list[int] = list(arguments["weight"].shape[2:])
+    strides, dilations = (_for_each(arguments.get(key, 1), len(kernel)) for key in ("stride", "dilation"))
+    for stride, length, dilation in zip(strides, kernel, dilations, strict=True):
+        if stride > max(LONGEST_GAPPED_STRIDE, (length - 1) * dilation + 1):
+            return f"a transposed convolution with a stride of {stride} and a kernel of {length} leaves gaps"
+    return None
+
+
+def _for_each(given: Any, axes: int) -> list[int]:
+    """One number for each axis; one in all, or in a list, is of each."""
+    numbers = list(given) if isinstance(given, (list, tuple)) else [given]
+    return numbers * axes if len(numbers) == 1 else numbers
 
 
 def check_recurrent(name: str, arguments: dict[str, Any]) -> str | None:
