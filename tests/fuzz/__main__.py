@@ -60,8 +60,14 @@ def main() -> int:
         parser.error(f"no target is called {' or '.join(sorted(unknown))}")
     given.keep.mkdir(parents=True, exist_ok=True)
     console = Console(highlight=False, width=max(120, Console().width))
+
+    def taken(name: str) -> Row:
+        row = fuzz(name, 60 * given.minutes, given.seed, given.keep)
+        console.print(f"{name}: {row.inputs:,} files, {len(row.findings)} findings", style="dim")
+        return row
+
     with ThreadPoolExecutor(given.jobs) as pool:
-        rows = list(pool.map(lambda name: fuzz(name, 60 * given.minutes, given.seed, given.keep), given.only))
+        rows = list(pool.map(taken, given.only))
     console.print(_table(rows))
     for row in rows:
         for problem in sorted(row.findings):
