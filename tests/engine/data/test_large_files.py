@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import tarfile
@@ -18,8 +19,10 @@ import pytest
 from safetensors.numpy import save_file
 
 from models.checksums import masked
+from models.errors import Code, Failure
 from tests.engine.data import reader
-from tests.engine.data.forms import Array, example, feature, picture, write_tar
+from tests.engine.data.forms import ARRAY_FORMS, Array, example, feature, picture, write_tar
+from worker.engine.data.contents import read_contents
 
 ROWS, WIDTH = 128, 1 << 19
 """256 MiB of float32, twice the memory beside the imports."""
@@ -112,3 +115,17 @@ def test_a_large_tar_of_images_is_read_to_the_last(tmp_path: Path) -> None:
     found = _read(path)
     assert (found["format"], found["count"]) == ("image_folder", 128)
     assert found["total"] == pytest.approx(128 * 3 * 64 * 0.2)
+
+
+@pytest.mark.parametrize("form", ["hdf5 chunked", "parquet"])
+def test_a_full_disk_is_not_the_fault_of_the_data(form: str, tmp_path: Path) -> None:
+    """By a limit on the size of files, which the system tells of in the same way."""
+    path = ARRAY_FORMS[form](tmp_path / "data", {"x": np.random.default_rng(0).normal(size=(6000, 1000))})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))
+    try:
+        with pytest.raises(Failure) as caught:
+            read_contents(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caught.value.code is Code.DISK_FULL

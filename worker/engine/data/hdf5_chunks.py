@@ -6,8 +6,6 @@ Sources: The HDF5 Group, HDF5 File Format Specification 3.0, IV.A.2.l (filters);
 from __future__ import annotations
 
 import struct
-import tempfile
-import weakref
 import zlib
 from math import prod
 from pathlib import Path
@@ -17,10 +15,10 @@ import h5py
 import numpy as np
 
 from worker.engine.data.npy import Array
+from worker.engine.data.spool import IN_MEMORY_BYTES, mapped_scratch
 
 DEFLATE, SHUFFLE, FLETCHER32, LZF = 1, 2, 3, 32000
 FILTERS = frozenset({DEFLATE, SHUFFLE, FLETCHER32, LZF})
-IN_MEMORY_BYTES = 32 << 20
 _CHECKSUM_BYTES = 4
 _WORDS_AT_ONCE = 1 << 16
 
@@ -29,7 +27,7 @@ def read_chunks(path: Path, dataset: h5py.Dataset, dtype: np.dtype[Any]) -> Arra
     """All elements as `dtype`, which is how they are stored; what was never written is the fill value. Beyond 32 MiB
     they lie in a file of the scratch folder (TMPDIR), which goes with the array.
 
-    Raises ValueError for a broken file.
+    Raises ValueError for a broken file, Failure(DISK_FULL).
     """
     chunk, properties, end = dataset.chunks, dataset.id.get_create_plist(), path.stat().st_size
     filters = [properties.get_filter(index) for index in range(properties.get_nfilters())]
@@ -57,10 +55,7 @@ def _room(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     dtype = dtype.newbyteorder("=")
     if prod(shape) * dtype.itemsize <= IN_MEMORY_BYTES:
         return np.zeros(shape, dtype)
-    file = tempfile.NamedTemporaryFile(prefix="modelpress-data-")  # noqa: SIM115
-    mapped: Array = np.memmap(file.name, dtype, "w+", shape=shape)
-    weakref.finalize(mapped, file.close)
-    return mapped
+    return mapped_scratch(dtype, shape)
 
 
 def _fill_value(dataset: h5py.Dataset, dtype: np.dtype[Any]) -> Any:

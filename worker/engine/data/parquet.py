@@ -20,6 +20,7 @@ from models.errors import Code, Failure
 from worker.engine.data.npy import Array
 from worker.engine.data.npz import FREE_BYTES, MAX_ARRAYS, MAX_RATIO
 from worker.engine.data.pictures import SlicedPictures
+from worker.engine.data.spool import scratch
 from worker.engine.data.table import LABEL_NAMES, Column, Table, rows_in
 
 BLOCK_BYTES = 4 << 20
@@ -194,11 +195,13 @@ class _Images:
             _check_nulls(values, name, row)
         for value in values:
             content: Any = value.as_buffer()
-            self._file.write(content)
+            with scratch():
+                self._file.write(content)
             self._sizes.append(len(content))
 
     def pictures(self) -> SlicedPictures:
-        self._file.flush()
+        with scratch():
+            self._file.flush()
         ends = np.cumsum(self._sizes, dtype=np.int64)
         names = [f"row {index}" for index in range(len(ends))]
         starts = (ends - self._sizes).tolist()

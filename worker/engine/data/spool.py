@@ -2,15 +2,42 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import prod
 from typing import Any
 
 import numpy as np
 
 from worker.engine.data.npy import Array
+from worker.engine.failures import as_failure
 
 IN_MEMORY_BYTES = 32 << 20
+
+
+@contextmanager
+def scratch() -> Iterator[None]:
+    """Around writing to the scratch folder: a disk that is full then is no fault of the file that is read.
+
+    Raises Failure(DISK_FULL), INTERNAL for other errors of the system.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise as_failure(error) from error
+
+
+def mapped_scratch(dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
+    """Zeros to write to, in a file of the scratch folder, which goes with the array. Raises as `scratch` does."""
+    with scratch():
+        file = tempfile.NamedTemporaryFile(prefix="modelpress-data-")  # noqa: SIM115
+        os.posix_fallocate(file.fileno(), 0, prod(shape) * dtype.itemsize)  # else a full disk is a signal, later
+    mapped: Array = np.memmap(file.name, dtype, "r+", shape=shape)
+    weakref.finalize(mapped, file.close)
+    return mapped
 
 
 class Spool:
@@ -48,10 +75,11 @@ class Spool:
         return mapped
 
     def _write(self) -> None:
-        if self._file is None:
-            self._file = tempfile.NamedTemporaryFile(prefix="modelpress-data-")  # noqa: SIM115
-        for block in self._blocks:
-            self._file.write(block.data)
-        self._file.flush()
+        with scratch():
+            if self._file is None:
+                self._file = tempfile.NamedTemporaryFile(prefix="modelpress-data-")  # noqa: SIM115
+            for block in self._blocks:
+                self._file.write(block.data)
+            self._file.flush()
         self._blocks.clear()
         self._waiting_bytes = 0
