@@ -196,6 +196,12 @@ FOUND: tuple[Found, ...] = (
             },
         ),
     ),
+    Found(
+        "a thousand billions of parts",
+        "onnx",
+        "makes 1099511627776 parts",
+        lambda: _of_images("Split", [7, 6], axis=2, num_outputs=2**40),
+    ),
     Found("places that are none in a smaller batch", "onnx", "do not run", _places_beyond),
     Found(
         "normalising one element",

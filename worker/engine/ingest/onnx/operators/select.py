@@ -57,6 +57,8 @@ def split(site: Site) -> list[Operand]:
     sizes = site.maybe_integers("split") if site.has("split") else site.integers(1)
     if sizes is None:
         count = site.maybe_integer("num_outputs") or len(site.results)
+        if count != len(site.results):
+            raise site.refuse(f"it has {len(site.results)} results, and makes {count} parts")
         each = -(-total[0] // count)
         sizes = [each] * (count - 1) + [total[0] - each * (count - 1)]
     if sum(sizes) != total[0] or min(sizes) < 0 or len(sizes) != len(site.results):
