@@ -169,7 +169,7 @@ TARGETS: tuple[Target, ...] = (
         (*_in(DATA, "tar", "webdataset", "folders"), *_in(f"{INGEST}/onnx", "archive")),
         short=150,
     ),
-    Target("hdf5", seeds.hdf5, read_data, _in(DATA, "hdf5"), short=150, anew=drawn.hdf5),
+    Target("hdf5", seeds.hdf5, read_data, _in(DATA, "hdf5", "hdf5_chunks", "hdf5_texts"), short=150, anew=drawn.hdf5),
     Target("parquet", seeds.parquet, read_data, _in(DATA, "parquet", "table"), short=150, anew=drawn.parquet),
     Target("tfrecord", seeds.tfrecord, read_data, _in(DATA, "tfrecord", "protobuf", "table"), short=300),
 )

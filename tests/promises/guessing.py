@@ -36,10 +36,12 @@ NEVER_THE_SAME = {"date", "x-request-id"}
 
 
 class Question(NamedTuple):
-    """`request` makes the arguments of `httpx.Client.request` out of ids, which are another tenant's in `ids`."""
+    """`request` makes the arguments of `httpx.Client.request` out of ids, which are another tenant's in `ids`.
+    `may_be_none`: what is no id is answered as one that nobody has, and not with what an id looks like there."""
 
     ids: Ids
     request: Callable[[Ids], dict[str, Any]]
+    may_be_none: bool = True
 
 
 def ids_of_another_tenant(place: Place, injections: int) -> Outcome:
@@ -54,7 +56,8 @@ def ids_of_another_tenant(place: Place, injections: int) -> Outcome:
         before = _everything(mine, owned)
         for number in range(max(injections, len(questions))):
             question = questions[number % len(questions)]
-            guesses = (question.ids, _unknown(question.ids), _malformed(question.ids, chance))
+            none = _malformed(question.ids, chance) if question.may_be_none else _unknown(question.ids)
+            guesses = (question.ids, _unknown(question.ids), none)
             theirs, *others = (_seen(other.request(**question.request(ids)), ids) for ids in guesses)
             asked = question.request(question.ids)
             outcome.require(theirs[0] == 404, f"{asked} was answered {theirs}")
@@ -109,7 +112,7 @@ def _in_bodies(api: Api, other: httpx.Client, owned: Owned) -> Iterator[Question
     def taught(ids: Ids) -> dict[str, Any]:
         return _job(own | {"steps": [{"step": "finetune", "distill": {"from": ids["model_id"]}}]})
 
-    yield Question({"model_id": owned.ids["model_id"]}, taught)
+    yield Question({"model_id": owned.ids["model_id"]}, taught, may_be_none=False)
 
 
 def _job(spec: dict[str, Any]) -> dict[str, Any]:
