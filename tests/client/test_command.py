@@ -59,6 +59,7 @@ def test_control_c_stops_watching_and_not_the_job(api: Api, running_job: str) ->
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # what a shell runs behind it ignores that
     )
     with watching:
         assert watching.stderr is not None
