@@ -56,6 +56,18 @@ def test_a_file_with_addresses_of_another_size_is_refused_with_what_to_do(tmp_pa
     assert caught.value.code is Code.DATASET_BAD
 
 
+def test_texts_in_a_header_are_refused_before_the_library_follows_them(tmp_path: Path) -> None:
+    header = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    header.set_layout(h5py.h5d.COMPACT)
+    kind = h5py.h5t.py_create(h5py.string_dtype(), logical=True)
+    with h5py.File(tmp_path / "data", "w") as file:
+        made = h5py.h5d.create(file.id, b"split", kind, h5py.h5s.create_simple((2,)), header)
+        h5py.Dataset(made)[...] = ["train", "val"]
+    with pytest.raises(Failure, match="dtype='S5'") as caught:
+        read_hdf5(tmp_path / "data")
+    assert caught.value.code is Code.DATASET_BAD
+
+
 @pytest.mark.parametrize(
     ("padding", "stored"), [(h5py.h5t.STR_NULLTERM, b"val\0xxx\0"), (h5py.h5t.STR_SPACEPAD, b"val     ")]
 )

@@ -22,8 +22,10 @@ _BLOCK_ROWS = 65536
 
 
 def check_references(dataset: h5py.Dataset) -> None:
-    """Raises Failure(DATASET_BAD) where they are not as large as h5py writes them."""
-    if dataset.file.id.get_create_plist().get_sizes() != (8, 8):
+    """Raises Failure(DATASET_BAD) where they are not as large as h5py writes them, or not data that lies in the file on
+    its own: the library would follow those in a header itself."""
+    in_header = dataset.id.get_create_plist().get_layout() == h5py.h5d.COMPACT
+    if in_header or dataset.file.id.get_create_plist().get_sizes() != (8, 8):
         raise bad_array(
             "split",
             "is in a file of another layout than h5py writes",
