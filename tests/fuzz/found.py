@@ -24,8 +24,6 @@ from tests.fuzz.seeds import tar, zipped
 
 HUGE = (0, 2**31, 2**31, 2**31)
 """Sizes of an empty tensor whose strides are beyond 64 bits."""
-
-
 FOUR = np.array([1, 2, 3, 4], np.float32)
 
 
@@ -76,9 +74,9 @@ def _resized(sizes: list[int], mode: str) -> bytes:
     return _of_images("Resize", sizes, "", "s", weights=scales, **given)
 
 
-def _over_integers(operator: str, sizes: list[int]) -> bytes:
-    node = helper.make_node(operator, ["x", "i"], ["y"], "part")
-    places: Shape = ["N", *sizes]
+def _places_of(coordinates: int) -> bytes:
+    node = helper.make_node("GatherND", ["x", "i"], ["y"], "part")
+    places: Shape = ["N", 3, coordinates]
     network: ModelProto = model([node], {"x": ["N", 4, 5], "i": (TensorProto.INT64, places)}, ["y"])
     return bytes(network.SerializeToString())
 
@@ -170,7 +168,7 @@ FOUND: tuple[Found, ...] = (
         "more coordinates than dimensions",
         "onnx",
         "coordinates in 3",
-        lambda: _over_integers("GatherND", [3, 2**31 - 1]),
+        lambda: _places_of(2**31 - 1),
     ),
     Found("the largest of a thousand billions", "onnx", "GiB", lambda: _of_images("Hardmax", [2**40 - 1], axis=2)),
     Found(

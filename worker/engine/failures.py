@@ -19,11 +19,21 @@ def as_failure(error: Exception) -> Failure:
             Code.OUT_OF_GPU_MEMORY,
             f"the device has too little memory for this network and batch size{_needed_and_free(error)}",
         )
-    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+    if lacks_memory(error):
         return Failure(Code.OUT_OF_MEMORY, "the process has too little memory for this network and batch size")
     if _is_full_disk(error):
         return Failure(Code.DISK_FULL, "no space is left for the job's files")
     return Failure(Code.INTERNAL, f"{type(error).__name__}: {str(error)[:500]}")
+
+
+def lacks_memory(error: Exception) -> bool:
+    """Of this machine; torch has words for it alone."""
+    return isinstance(error, MemoryError) or "can't allocate memory" in str(error)
+
+
+def first_line(error: Exception) -> str:
+    """What it says, in 200 characters at most; its kind where it says nothing."""
+    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
 
 
 def as_not_running(error: Exception, otherwise: Failure) -> Failure:

@@ -169,18 +169,13 @@ def test_numbers_in_the_header_and_numbers_of_their_own_form_are_read(tmp_path: 
     wide_bool.enum_insert(b"TRUE", 1)
     with h5py.File(tmp_path / "data", "w") as file:
         space = h5py.h5s.create_simple(values.shape)
-        for name, kind, properties in (
-            (b"header", h5py.h5t.STD_U16LE, header),
-            (b"twelve", twelve_bits, None),
-            (b"wide", wide_bool, None),
+        for name, kind, properties, written, written_as in (
+            (b"header", h5py.h5t.STD_U16LE, header, values, None),
+            (b"twelve", twelve_bits, None, values, None),
+            (b"wide", wide_bool, None, (values % 2).astype("u1"), wide_bool),
         ):
             made = h5py.h5d.create(file.id, name, kind, space, properties)
-            made.write(
-                h5py.h5s.ALL,
-                h5py.h5s.ALL,
-                (values % 2).astype("u1") if name == b"wide" else values,
-                wide_bool if name == b"wide" else None,
-            )
+            made.write(h5py.h5s.ALL, h5py.h5s.ALL, written, written_as)
         expected = {name: file[name][...] for name in file}
     found = read_hdf5(tmp_path / "data")
     for name, array in expected.items():

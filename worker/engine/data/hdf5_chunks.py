@@ -33,10 +33,11 @@ def read_chunks(path: Path, dataset: h5py.Dataset, dtype: np.dtype[Any]) -> Arra
     filters = [properties.get_filter(index) for index in range(properties.get_nfilters())]
     stored: list[Any] = []
     dataset.id.chunk_iter(stored.append)
-    if len(stored) > chunks_of(dataset):
+    missing = chunks_of(dataset) - len(stored)
+    if missing < 0:
         raise ValueError("it has the same chunk twice")
     array = _room(dataset.shape, dtype)
-    if (fill := _fill_value(dataset, dtype)) and len(stored) < chunks_of(dataset):
+    if missing and (fill := _fill_value(dataset, dtype)):
         array[...] = fill
     with path.open("rb") as file:
         for each in stored:

@@ -13,6 +13,7 @@ from torch._ops import OpOverload
 
 from models.errors import Code, Failure
 from worker.engine.graph.layers.lifter import Arguments, Lifter
+from worker.engine.graph.ops.op import operator_name
 from worker.engine.graph.ops.table import OPS
 from worker.engine.ingest.program import Program
 from worker.engine.subject import Subject
@@ -55,11 +56,6 @@ def compose(graph: fx.Graph) -> None:
                 composed = True
     if composed:
         remove_dead_code(graph)
-
-
-def operator_name(overload: OpOverload) -> str:
-    """`conv2d.default`, as the registry has it."""
-    return f"{overload.overloadpacket.__name__}.{overload._overloadname}"
 
 
 def complete_arguments(node: fx.Node) -> Arguments:

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from models.errors import Code, Failure
-from worker.engine.failures import as_not_running
+from worker.engine.failures import as_not_running, first_line
 
 Sizes: TypeAlias = "tuple[int, ...]"
 
@@ -32,7 +32,7 @@ def record_shapes(graph: fx.GraphModule, example_inputs: tuple[Tensor, ...]) -> 
         try:
             _Recorder(graph).run(*inputs)
         except (RuntimeError, ValueError, IndexError) as error:
-            failure = Failure(Code.NETWORK_REJECTED, f"the layers of the network do not run: {_first_line(error)}")
+            failure = Failure(Code.NETWORK_REJECTED, f"the layers of the network do not run: {first_line(error)}")
             raise as_not_running(error, failure) from error
         for node in graph.graph.nodes:
             node.meta["growing"] = frozenset()
@@ -41,10 +41,6 @@ def record_shapes(graph: fx.GraphModule, example_inputs: tuple[Tensor, ...]) -> 
         # One that does not run with another batch has sizes of its own for this one, so none of them grows.
         with contextlib.suppress(RuntimeError, ValueError, IndexError):
             _Grower(graph).run(*(torch.cat([value, value[:1]]) if value.dim() else value for value in inputs))
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
 
 
 _LARGE = 10**10

@@ -7,6 +7,8 @@ from typing import Any
 from torch import Tensor
 from torch._ops import OpOverload
 
+from worker.engine.graph.ops.op import operator_name
+
 _GATES = {"lstm.input": 4, "gru.input": 3, "rnn_tanh.input": 1, "rnn_relu.input": 1}
 _TRANSPOSED = {"conv_transpose1d.default", "conv_transpose2d.input", "conv_transpose3d.input", "convolution.default"}
 LONGEST_GAPPED_STRIDE = 32
@@ -21,7 +23,7 @@ def run_on_shapes(target: OpOverload, arguments: tuple[Any, ...], keywords: dict
     """
     named = {parameter.name: value for parameter, value in zip(target._schema.arguments, arguments, strict=False)}
     named |= keywords
-    name = f"{target.overloadpacket.__name__}.{target._overloadname}"
+    name = operator_name(target)
     if (wrong := check_recurrent(name, named) or check_transposed(name, named)) is not None:
         raise ValueError(wrong)
     if name not in _GATES:

@@ -13,6 +13,7 @@ from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
+from worker.engine.failures import first_line, lacks_memory
 from worker.engine.graph.cost import operator_cost
 from worker.engine.graph.shapes import Sizes, sizes_in, sizes_of
 from worker.engine.ingest.native import run_on_shapes
@@ -46,13 +47,11 @@ class Run(fx.Interpreter):
             if isinstance(result, int) and not -(2**63) <= result < 2**63:
                 raise OverflowError("a size has more than 64 bits")
         except Exception as error:
-            if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+            if lacks_memory(error):
                 raise
             layer = n.meta.get("layer")
             place = f"{n.name} in layer {layer}" if layer else n.name
-            raise DoesNotRun(
-                f"{place}: {str(error).splitlines()[0][:200] if str(error) else type(error).__name__}"
-            ) from error
+            raise DoesNotRun(f"{place}: {first_line(error)}") from error
         if n.op in ("placeholder", "call_function"):
             self.total_bytes += _bytes(result)
             if self.total_bytes > MAXIMUM_ACTIVATION_BYTES:

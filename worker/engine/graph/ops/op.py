@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import fx
+from torch._ops import OpOverload
 
 from worker.engine.graph.labels import Value
 from worker.engine.graph.ops.call import Call
@@ -28,3 +29,8 @@ class Op:
     rewrite: Callable[[fx.Node, Remaining], None] | None = None
     cost: Callable[[fx.Node, Sizing], int] | None = None
     compose: Callable[[fx.Node], None] | None = None
+
+
+def operator_name(overload: OpOverload) -> str:
+    """`conv2d.default`, as the registry has it."""
+    return f"{overload.overloadpacket.__name__}.{overload._overloadname}"

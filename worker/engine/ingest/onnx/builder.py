@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from models.errors import Code, Failure
+from worker.engine.graph.ops.op import operator_name
 from worker.engine.graph.ops.table import OPS
 from worker.engine.ingest.names import safe_name
 from worker.engine.ingest.native import run_on_shapes
@@ -140,7 +141,7 @@ class Builder:
             return target(*arguments, **keywords)
 
     def _record(self, target: OpOverload, arguments: tuple[Any, ...], keywords: dict[str, Any], layer: str) -> Any:
-        if f"{target.overloadpacket.__name__}.{target._overloadname}" not in OPS:
+        if operator_name(target) not in OPS:
             raise Failure(Code.UNSUPPORTED_OP, f"its translation needs {target}, which has no rules here", where=layer)
 
         def in_graph(leaf: Any) -> Any:

@@ -15,6 +15,7 @@ from torch import fx
 
 from models.errors import Code, Failure
 from models.inspection import TensorInfo
+from worker.engine.failures import first_line, lacks_memory
 from worker.engine.ingest.names import safe_name
 from worker.engine.ingest.onnx.builder import Builder
 from worker.engine.ingest.onnx.known import BATCHES, TRANSPOSED, Known, Operand
@@ -123,13 +124,12 @@ class Interpreter:
     def _translate(self, site: Site) -> list[Operand]:
         try:
             made = TRANSLATIONS[site.kind](site)
-        except (Failure, MemoryError):
+        except Failure:
             raise
         except Exception as error:
-            if "can't allocate memory" in str(error):
+            if lacks_memory(error):
                 raise
-            line = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-            raise site.refuse(line) from error
+            raise site.refuse(first_line(error)) from error
         site.check_all_taken()
         return made if isinstance(made, list) else [made]
 
