@@ -23,7 +23,8 @@ from worker.engine.graph.ops.table import OPS
 
 aten = torch.ops.aten
 IMAGE = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
-NEEDS_BOOLEANS = ("__and__", "__or__", "__xor__", "bitwise_", "logical_")
+NEEDS_BOOLEANS = ("__and__", "__or__", "__xor__", "__iand__", "__ior__", "__ixor__", "bitwise_", "logical_")
+NEEDS_WHOLE_NUMBERS = ("bitwise_left_shift", "bitwise_right_shift")
 NEEDS_COMPLEX = ("_conj", "imag", "real")
 
 
@@ -77,17 +78,17 @@ def call_by_schema(sketch: Sketch, name: str) -> fx.Node:
     target, layers = target_of(name), iter("abc")
     positional: list[Any] = []
     named: dict[str, Any] = {"min": 0.7} if name in ("clamp.default", "clamp_.default") else {}
-    if name == "clamp.Tensor":
-        named["min"] = sketch.layer("b")
-    if name == "clamp.Tensor":
+    if name in ("clamp.Tensor", "clamp_.Tensor"):
         named["min"] = sketch.layer("b")
     for argument in target._schema.arguments:
         kind = str(argument.type)
-        if name.startswith("masked_fill") and kind == "Tensor" and argument.name == "value":
+        if name.startswith(("masked_fill", "fill")) and kind == "Tensor" and argument.name == "value":
             value: Any = sketch.call(aten.scalar_tensor.default, 2.0)
         elif kind == "Tensor":
             value = sketch.layer(next(layers))
-            if name.startswith(NEEDS_BOOLEANS) or argument.name in ("mask", "condition"):
+            if name.startswith(NEEDS_WHOLE_NUMBERS):
+                value = sketch.call(aten.to.dtype, value, torch.int64)
+            elif name.startswith(NEEDS_BOOLEANS) or argument.name in ("mask", "condition"):
                 value = sketch.call(aten.gt.Scalar, value, 1.0)
             elif name.startswith(NEEDS_COMPLEX):
                 value = sketch.call(aten.complex.default, value, value)
@@ -98,8 +99,8 @@ def call_by_schema(sketch: Sketch, name: str) -> fx.Node:
             value = plain.get(kind, "floor" if "str" in kind else None)
             if argument.name == "dtype":
                 value = torch.float32
-            if name == "bitwise_and.Scalar":
-                value = True
+            if name.startswith(NEEDS_BOOLEANS):
+                value = 2 if name.startswith(NEEDS_WHOLE_NUMBERS) else True
         if argument.kwarg_only:
             named[argument.name] = value
         elif argument.name not in named:
@@ -121,15 +122,15 @@ def test_what_an_elementwise_operator_brings_together_goes_together(name: str) -
 @pytest.mark.parametrize("over_channels", [False, True])
 def test_a_reduction_runs_over_the_channels_that_stay(name: str, over_channels: bool) -> None:
     sketch, target = Sketch(), target_of(name)
-    value, whole = sketch.layer("a"), name in ("mean.default", "sum.default", "std.default", "var.default")
-    takes_one = name in ("prod.dim_int", "any.dim", "all.dim")
+    value, given = sketch.layer("a"), {argument.name for argument in target._schema.arguments}
+    whole, takes_one = "dim" not in given, name in ("prod.dim_int", "any.dim", "all.dim")
     dim: Any = 1 if over_channels else [2, 3]
+    order = {"p": 2} if name.startswith("norm.") else {}
     if whole:
-        reduced = sketch.call(target, value)
+        reduced = sketch.call(target, value, **order, **({"dtype": torch.float32} if name.endswith("_dtype") else {}))
     elif takes_one:
         reduced = sketch.call(target, value, 1 if over_channels else 2, True)
     else:
-        order = {"p": 2} if name.startswith("norm.") else {}
         reduced = sketch.call(target, value, dim=[dim] if isinstance(dim, int) else dim, keepdim=True, **order)
     if "_mean." in name:
         reduced = sketch.graph.call_function(operator.getitem, (reduced, 0))
@@ -147,14 +148,14 @@ def test_pooling_passes_channels(name: str) -> None:
         value = sketch.call(aten.reshape.default, value, [2, 8, 36])
     if spatial == 3:
         value = sketch.call(aten.unsqueeze.default, value, 2)
-    if "upsample_nearest" in name:
+    if name.startswith("upsample") and name.endswith(".default"):
+        value = sketch.call(target_of(name), value, [12] * spatial, *([] if "nearest" in name else [False]))
+    elif "upsample_nearest" in name:
         value = sketch.call(target_of(name), value, None, [2.0] * spatial)
     elif "upsample" in name:
         value = sketch.call(target_of(name), value, None, False, [2.0] * spatial)
     else:
         size = [2] * spatial if spatial < 3 else [1, 2, 2]
-        if "_pad" in name:
-            size = [0, 1] * spatial if spatial < 3 else [0, 1, 0, 1, 0, 0]
         if "_pad" in name:
             size = [0, 1] * spatial if spatial < 3 else [0, 1, 0, 1, 0, 0]
         value = sketch.call(target_of(name), value, size)
@@ -196,12 +197,16 @@ def test_pooling_passes_channels(name: str) -> None:
         ("narrow.default", (1, 3, 5), 8),
         ("diff.default", (1, 1), 0),
         ("topk.default", (2, 1), 8),
+        ("kthvalue.default", (2, 1, True), 8),
+        ("kthvalue.default", (2, 2, True), 8),
+        ("mode.default", (1, True), 8),
+        ("nanmedian.dim", (1, True), 8),
     ],
 )
 def test_an_operator_frees_or_keeps_the_channels_it_works_on(name: str, arguments: Any, units: int) -> None:
     sketch = Sketch()
     value = sketch.call(target_of(name), sketch.layer("a"), *arguments)
-    if name == "topk.default":
+    if len(target_of(name)._schema.returns) > 1:
         value = sketch.graph.call_function(operator.getitem, (value, 0))
     channels = halve_and_check(sketch.finish(value))
     assert sum(len(group.units) for group in channels.groups if "a" in group.layers) == units
@@ -365,7 +370,7 @@ def test_the_rules_of_this_file_and_of_the_traps_are_all_there_are() -> None:
         repeat repeat_interleave pad roll flip along move_dims slice_ narrow unbind select index index_select factory
         expand expand_as view_as fixed matmul addmm outer linear einsum convolution per_channel group_norm last_dims
         view flatten unflatten pixel_shuffle pixel_unshuffle unsqueeze squeeze cat stack split glu attention weight_norm
-        embedding index_add unpool
+        embedding embedding_bag index_add index_fill unpool
     """
     assert {row.channels.__name__ for row in OPS.values() if row.channels is not None} == set(exercised.split())
 

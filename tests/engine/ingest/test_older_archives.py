@@ -167,7 +167,7 @@ def test_an_older_file_whose_parts_do_not_fit_is_refused_in_words(tmp_path: Path
         ({**files, "serialized_state_dict.pt": saved([1, 2])}, "something else than tensors"),
         ({**files, "serialized_constants.pt": saved({"conv1.weight": torch.ones(2)})}, "a weight and a constant"),
         ({**files, "serialized_state_dict.pt": saved({"conv1.weight": nn.Parameter(torch.ones(2))})}, "does not hold"),
-        ({**files, "serialized_state_dict.json": b"{}"}, "2.5 to 2.13"),
+        ({**files, "serialized_state_dict.json": b"{}"}, "2.5 to 2.15"),
     ]
     for changed, says in cases:
         assert says in refusal(changed, tmp_path / "x.pt2").message

@@ -287,5 +287,6 @@ _MODULES = frozenset({nn.LayerNorm, nn.RMSNorm, nn.GroupNorm})
 _OPERATORS = frozenset(
     {"layer_norm", "rms_norm", "group_norm", "mean", "sum", "prod", "amax", "amin", "all", "std", "var", "logsumexp"}
     | {"linalg_vector_norm", "norm", "batch_norm", "instance_norm", "std_mean", "var_mean"}
+    | {"any", "frobenius_norm", "nanmean", "nansum"}
     | {"softmax", "log_softmax", "_softmax", "_log_softmax"}
 )

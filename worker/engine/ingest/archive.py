@@ -42,7 +42,7 @@ _REFUSED = (
     (re.compile(r"data/constants/(opaque|custom)_obj_.*"), "it carries a pickled object, which can run code when read"),
     (
         re.compile(r"data/(weights|constants)/.*\.pt|serialized_.*|.*\.pkl"),
-        "it carries a pickle that torch 2.5 to 2.13 does not write; export it again with one of these",
+        "it carries a pickle that torch 2.5 to 2.15 does not write; export it again with one of these",
     ),
     (re.compile(r"models/.*"), "it holds another program besides `model`; save one network a file"),
 )

@@ -27,7 +27,7 @@ from worker.engine.ingest.trial import check_batch
 from worker.engine.ingest.weights import Tensors, read_tensors
 
 SCHEMA_MAJORS = (7, 8)
-"""7.3 is of torch 2.5, 8.2 of 2.6, 8.8 of 2.8, 8.14 of 2.9, 8.20 of 2.13. What 8 changed is nothing that is read."""
+"""7.3 is of torch 2.5, 8.2 of 2.6, 8.8 of 2.8, 8.14 of 2.9, 8.20 of 2.12 to 2.15; what 8 changed is not read."""
 
 
 def read_network(path: Path, options: ReadOptions = NOTHING_SAID) -> Program:
@@ -68,7 +68,7 @@ def _read_pt2(path: Path) -> Program:
         if version.major not in SCHEMA_MAJORS:
             raise rejected(
                 f"the file follows export schema {version.major}.{version.minor}; 7.x and 8.x are read: "
-                "export it again with torch 2.5 to 2.13"
+                "export it again with torch 2.5 to 2.15"
             )
         module = schema.parse(schema.ExportedProgram, document, name).graph_module
         tensors = read_tensors(archive)

@@ -318,6 +318,23 @@ CASES = [
     Case(
         "ScatterND", {"x": ["N", 4]}, {}, {"i": ints(0, 2, 1, 0).reshape(2, 2), "u": random(2)}, order=("x", "i", "u")
     ),
+    *(
+        Case(
+            "ScatterElements",
+            {"x": ["N", 6], "i": (TensorProto.INT64, ["N", places]), "u": ["N", places]},
+            {"axis": 1, **reduction},
+            opset=opset,
+            high=6,
+        )
+        for places, reduction, opset in [
+            (1, {}, 11),
+            (1, {"reduction": "none"}, 16),
+            (3, {"reduction": "add"}, 16),
+            (3, {"reduction": "mul"}, 17),
+            (3, {"reduction": "max"}, 18),
+            (3, {"reduction": "min"}, 18),
+        ]
+    ),
     Case("Trilu", {"x": ["N", 5, 5]}),
     Case("Trilu", {"x": ["N", 4, 5]}, {"upper": 0}, {"k": ints(1)[0]}),
     Case("Pad", IMAGE, {"pads": [0, 0, 1, 2, 0, 0, 0, 1], "value": 0.5}, opset=10),

@@ -107,6 +107,15 @@ def index_add(call: Call) -> Axes:
     return _meet_beside(call, dim, [(axes, call.sizes("self")), (call.operand("source"), call.sizes("source"))])
 
 
+def index_fill(call: Call) -> Axes:
+    """Places of one dimension overwritten with a number: it stays whole, the others pass."""
+    axes = call.operand("self")
+    dim = _dim(call, len(axes))
+    for axis in (axes[dim], *call.operand("index"), *(call.optional("value") or ())):
+        call.freeze(axis, "is filled at places given by indices")
+    return [None if place == dim else axis for place, axis in enumerate(axes)]
+
+
 def _dim(call: Call, rank: int) -> int:
     if rank == 0:
         raise Refusal("works on a single number")

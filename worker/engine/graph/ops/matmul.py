@@ -70,6 +70,10 @@ def vector_product(call: Call) -> Axes:
     return [*first[:-1], *second[:-1]]
 
 
+def vector_cost(node: fx.Node, sizing: Sizing) -> int:
+    return math.prod(sizing.sizes(node)) * sizing.sizes(arguments_of(node)["self"])[-1]
+
+
 def tensordot(call: Call) -> Axes:
     first, second = call.operand("self"), call.operand("other")
     pairs = list(zip(call.argument("dims_self"), call.argument("dims_other"), strict=True))
@@ -79,6 +83,13 @@ def tensordot(call: Call) -> Axes:
     return [
         axis for axes, dims in zip((first, second), gone, strict=True) for i, axis in enumerate(axes) if i not in dims
     ]
+
+
+def tensordot_cost(node: fx.Node, sizing: Sizing) -> int:
+    arguments = arguments_of(node)
+    sizes = sizing.sizes(arguments["self"])
+    contracted: list[int] = arguments["dims_self"]
+    return math.prod(sizing.sizes(node)) * math.prod(sizes[dim] for dim in contracted)
 
 
 def bilinear(call: Call) -> Axes:

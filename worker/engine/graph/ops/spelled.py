@@ -7,7 +7,7 @@ rules of its own it then keeps whole what it is given.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -90,10 +90,9 @@ def _extreme(target: Any) -> Callable[[fx.Node], None]:
 def _both_extremes(node: fx.Node) -> None:
     arguments = arguments_of(node)
     dims = [] if arguments["dim"] is None else [arguments["dim"]]
-    for item in list(node.users):
-        if item.target is operator.getitem:
-            target = (aten.amin.default, aten.amax.default)[item.args[1]]  # type: ignore[index]
-            _replace(item, target, arguments["self"], dims, arguments["keepdim"])
+    for item in _items(node):
+        target = (aten.amin.default, aten.amax.default)[item.args[1]]  # type: ignore[index]
+        _replace(item, target, arguments["self"], dims, arguments["keepdim"])
 
 
 def _count(node: fx.Node) -> None:
@@ -113,6 +112,68 @@ def _leaky(node: fx.Node) -> None:
         _replace(node, aten.leaky_relu.default, arguments["self"], slope)
 
 
+def _at_least(rank: int) -> Callable[[fx.Node], None]:
+    """`atleast_1d` … of one tensor, or of each of a list. The third dimension comes last, the others first."""
+
+    def compose(node: fx.Node) -> None:
+        arguments = arguments_of(node)
+        several = "tensors" in arguments
+        for item in _items(node) if several else [node]:
+            source = arguments["tensors"][item.args[1]] if several else arguments["self"]
+            while "shape" in source.meta and _rank(source) < rank:
+                dim = -1 if _rank(source) == 2 else 0
+                source = _before(item, [1] * (_rank(source) + 1), aten.unsqueeze.default, source, dim)
+            if "shape" in source.meta:
+                _replace(item, aten.alias.default, source)
+
+    return compose
+
+
+def _chained(node: fx.Node) -> None:
+    """`linalg_multi_dot`, `chain_matmul`: one product after the other, as they stand."""
+    first, *others, last = next(iter(arguments_of(node).values()))
+    for factor in others:
+        shape = [*first.meta["shape"][:-1], factor.meta["shape"][-1]]
+        first = _before(node, shape, aten.matmul.default, first, factor)
+    _replace(node, aten.matmul.default, first, last)
+
+
+_REDUCED: dict[int, Any] = {0: aten.sum.dim_IntList, 1: aten.mean.dim, 2: aten.amax.default}
+
+
+def bags(node: fx.Node) -> None:
+    """`embedding_bag` of bags that are rows of indices, as `nn.EmbeddingBag` flattens them: looked up, then reduced.
+    Bags of any other length, and those that leave an index out (`padding_idx`), stay as they are."""
+    arguments = arguments_of(node)
+    indices, weights = _flattened(arguments["indices"]), arguments["per_sample_weights"]
+    scales = None if weights is None else _flattened(weights)
+    if indices is None or (scales is None and weights is not None) or not _begin_every_row(arguments, indices):
+        return
+    if arguments["scale_grad_by_freq"] or arguments["padding_idx"] is not None:
+        return
+    shape = [*indices.meta["shape"], arguments["weight"].meta["shape"][1]]
+    found = _before(node, shape, aten.embedding.default, arguments["weight"], indices)
+    if scales is not None:
+        scales = _before(node, [*shape[:2], 1], aten.unsqueeze.default, scales, -1)
+        found = _before(node, shape, aten.mul.Tensor, found, scales)
+    for item in _items(node):
+        if item.args[1] == 0:
+            _replace(item, _REDUCED[arguments["mode"]], found, [1])
+
+
+def _begin_every_row(arguments: dict[str, Any], indices: fx.Node) -> bool:
+    begins = arguments["offsets"]
+    counted = begins.target is aten.arange.start_step and not arguments["include_last_offset"]
+    return counted and (begins.args[0], begins.args[2]) == (0, indices.meta["shape"][1])
+
+
+def _flattened(flat: fx.Node) -> fx.Node | None:
+    """The rows that were flattened to this, if they all have one length."""
+    source = flat.args[0] if flat.target in (aten.reshape.default, aten.view.default) else None
+    rows = isinstance(source, fx.Node) and _rank(source) == 2 and isinstance(source.meta["shape"][1], int)
+    return source if rows and flat.args[1] == [-1] else None  # type: ignore[return-value]
+
+
 def _in_place(target: Any) -> Callable[[fx.Node], None]:
     """A view that takes the place of its source: a view, unless somebody goes on with the source."""
 
@@ -123,6 +184,11 @@ def _in_place(target: Any) -> Callable[[fx.Node], None]:
             node.graph.erase_node(node)  # It writes, so it would not count as dead.
 
     return compose
+
+
+def _items(node: fx.Node) -> list[fx.Node]:
+    """What picks one of the results."""
+    return [user for user in node.users if user.target is operator.getitem]
 
 
 def _rank(tensor: fx.Node) -> int:
@@ -137,8 +203,23 @@ def _replace(node: fx.Node, target: Any, *args: Any, **kwargs: Any) -> None:
     node.replace_all_uses_with(made)
 
 
+def _before(node: fx.Node, shape: Sequence[int | None], target: Any, *args: Any) -> fx.Node:
+    """A call ahead of `node` whose result has that shape, and otherwise is like it."""
+    with node.graph.inserting_before(node):
+        made = node.graph.call_function(target, args)
+    made.meta = {**node.meta, "shape": list(shape)}
+    return made
+
+
 SPELLED: dict[str, Callable[[fx.Node], None]] = {
     "aminmax.default": _both_extremes,
+    "atleast_1d.Sequence": _at_least(1),
+    "atleast_1d.default": _at_least(1),
+    "atleast_2d.Sequence": _at_least(2),
+    "atleast_2d.default": _at_least(2),
+    "atleast_3d.Sequence": _at_least(3),
+    "atleast_3d.default": _at_least(3),
+    "chain_matmul.default": _chained,
     "column_stack.default": _stacked(1),
     "count_nonzero.dim_IntList": _count,
     "dist.default": _distance,
@@ -150,6 +231,7 @@ SPELLED: dict[str, Callable[[fx.Node], None]] = {
     "hsplit.array": _divided(1),
     "hsplit.int": _divided(1),
     "hstack.default": _stacked(1),
+    "linalg_multi_dot.default": _chained,
     "linalg_norm.default": _norm,
     "max.default": _extreme(aten.amax.default),
     "min.default": _extreme(aten.amin.default),
@@ -160,6 +242,9 @@ SPELLED: dict[str, Callable[[fx.Node], None]] = {
     "squeeze_.default": _in_place(aten.squeeze.default),
     "squeeze_.dim": _in_place(aten.squeeze.dim),
     "squeeze_.dims": _in_place(aten.squeeze.dims),
+    "swapaxes_.default": _in_place(aten.transpose.int),
+    "swapdims_.default": _in_place(aten.transpose.int),
+    "t_.default": _in_place(aten.t.default),
     "transpose_.default": _in_place(aten.transpose.int),
     "unsqueeze_.default": _in_place(aten.unsqueeze.default),
     "vsplit.array": _divided(0),

@@ -130,6 +130,7 @@ TRANSLATIONS: dict[str, Translation] = {
     "Reshape": shape.reshape,
     "Resize": resize.resize,
     "Round": elementwise.unary,
+    "ScatterElements": select.scatter_elements,
     "ScatterND": select.scatter_nd,
     "Selu": elementwise.selu,
     "Shape": constant.shape,

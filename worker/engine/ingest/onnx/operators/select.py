@@ -146,6 +146,23 @@ def gather_elements(site: Site) -> Operand:
     return site.emit(_A.gather.default, value, axis, cast_to(site, places, torch.int64))
 
 
+_REDUCTIONS = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
+
+
+def scatter_elements(site: Site) -> Operand:
+    """Values written, or brought together by `reduction` (opset 16), at places along one dimension."""
+    value, places, updates = site.operand(0), site.operand(1), site.operand(2)
+    axis = site.axis(site.integer("axis"), site.rank(value))
+    if isinstance(places, Known) and bool((places.tensor < 0).any()):
+        raise site.refuse("it counts from the end")
+    places, reduction = cast_to(site, places, torch.int64), site.maybe_text("reduction") or "none"
+    if reduction == "none":
+        return site.emit(_A.scatter.src, value, axis, places, updates)
+    if reduction not in _REDUCTIONS:
+        raise site.refuse(f"the reduction {reduction!r} is not known")
+    return site.emit(_A.scatter_reduce.two, value, axis, places, updates, _REDUCTIONS[reduction])
+
+
 def gather_nd(site: Site) -> Operand:
     """The last dimension of the places indexes the first dimensions of the tensor."""
     site.must_be("batch_dims", 0)
