@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
-from models.spec_lowbit import CodebookStep, Int4Step, LowBitScheme, LowBitStep, said_of
+from models.spec_lowbit import BLOCKS, CodebookStep, Int4Step, LowBitScheme, LowBitStep, said_of
 
 EMBEDDINGS = ("Embedding",)
 LOW_BIT_KINDS = (
@@ -77,6 +77,11 @@ _DEFAULTS: dict[LowBitScheme, dict[str, Any]] = {
     "binary": {},
     "codebook": said_of(CodebookStep(step="quantize", scheme="codebook")),
 }
+
+
+def goes_with_blocks(coding: Coding) -> bool:
+    """Whether ONNX Runtime multiplies 8-bit integers by a linear layer's weight that is stored so."""
+    return coding.scheme == "integers" and coding.group_size in BLOCKS.get(coding.bits, ())
 
 
 def ends(layers: Sequence[tuple[str, str]]) -> frozenset[str]:

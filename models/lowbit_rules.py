@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from models.errors import FieldProblem
 from models.globs import check_globs, unmatched
 from models.inspection import DatasetInspection, NetworkInspection
-from models.lowbit_policy import LOW_BIT_KINDS, Coding, coding_of, ends, is_worth_it
+from models.lowbit_policy import LOW_BIT_KINDS, Coding, coding_of, ends, goes_with_blocks, is_worth_it
 from models.spec import SparsifyStep, Spec, Step
-from models.spec_lowbit import LowBitStep
+from models.spec_lowbit import Int4Step, LowBitStep
 from models.train_rules import check_training
 
 
@@ -41,6 +41,11 @@ def check_low_bit(
     if not codings:
         message = "Every layer is skipped or kept, so nothing would be quantized: skip fewer."
         yield FieldProblem(pointer=f"{pointer}/layers", message=message)
+    elif isinstance(step, Int4Step) and step.activations == "int8":
+        linear = [codings[layer.name] for layer in able if layer.kind == "Linear" and layer.name in codings]
+        if not any(map(goes_with_blocks, linear)):
+            message = "No linear layer of this network would have 8-bit inputs: leave `activations` out."
+            yield FieldProblem(pointer=f"{pointer}/activations", message=message)
     if any(isinstance(before, SparsifyStep) for before in earlier):
         yield from _check_zeros(codings, pointer)
 

@@ -16,6 +16,10 @@ IndexBits = Annotated[int, Field(ge=1, le=8)]
 GroupSize = Annotated[int, Field(ge=4, le=65536)]
 Dimension = Annotated[int, Field(ge=1, le=16)]
 
+BLOCKS: dict[int, tuple[int, ...]] = {2: (32, 64, 128), 4: (16, 32, 64, 128, 256)}
+"""Bits of a weight, and how many may share a scale, so that ONNX Runtime's MatMulNBits multiplies 8-bit integers by
+them (measured: with 2 bits and 16 or 256 it makes floats of them)."""
+
 FIELDS: dict[LowBitScheme, tuple[str, ...]] = {
     "int4": ("bits", "group_size", "symmetric", "range"),
     "ternary": (),
@@ -116,6 +120,19 @@ class Int4Step(LowBitStep):
     range: WeightRange = Field(
         default="mse", description="What a group's integers span: its extremes, or what loses least (mean square)."
     )
+    activations: Literal["float", "int8"] = Field(
+        default="float",
+        description="int8: what linear layers multiply their weights with becomes 8-bit integers at run time, one "
+        "scale for each `group_size` of them, and ONNX Runtime multiplies integers by weights that stay in 4 (or 2) "
+        "bits in memory: faster for one sample or a few, and smaller. Other layers stay as they are.",
+    )
+
+    @model_validator(mode="after")
+    def _groups_are_blocks(self) -> Int4Step:
+        if self.activations == "int8" and self.group_size not in BLOCKS.get(self.bits, ()):
+            known = "; ".join(f"{bits}: {', '.join(map(str, sizes))}" for bits, sizes in BLOCKS.items())
+            raise ValueError(f"8-bit activations need `bits` and a `group_size` that the kernel knows ({known})")
+        return self
 
 
 class TernaryStep(LowBitStep):

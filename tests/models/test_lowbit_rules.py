@@ -47,6 +47,12 @@ REFUSED: dict[str, tuple[Spec, NetworkInspection, str, str]] = {
         "/steps/0/layers/0/match",
         "'lstm' matches no convolution, linear layer or embedding, and no other is stored so.",
     ),
+    "8-bit inputs where no linear layer has them": (
+        spec([few(activations="int8", layers=[{"match": "fc", "bits": 3}])]),
+        RESNET,
+        "/steps/0/activations",
+        "No linear layer of this network would have 8-bit inputs: leave `activations` out.",
+    ),
     "training without data": (
         spec([few(epochs=2)]),
         RESNET,
@@ -93,6 +99,8 @@ def test_what_cannot_be_is_refused_at_submit(name: str) -> None:
         ({"layers": [{"match": "a", "bits": 8}]}, "the scheme int4 has 2 to 6 bits"),
         ({"epochs": 1, "regularize": {"penalty": "l1", "strength": 1e-4}}, "none follows: leave it out"),
         ({"bits": 1}, "greater than or equal to 2"),
+        ({"activations": "int8", "group_size": None}, "need `bits` and a `group_size` that the kernel knows"),
+        ({"activations": "int8", "bits": 3}, r"the kernel knows \(2: 32, 64, 128; 4: 16, 32, 64, 128, 256\)"),
     ],
 )
 def test_what_says_nothing_or_too_much_is_no_spec(fields: dict[str, Any], words: str) -> None:

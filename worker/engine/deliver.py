@@ -24,6 +24,7 @@ from worker.engine.export.external import written
 from worker.engine.export.onnx import export_onnx
 from worker.engine.export.packed import export_packed
 from worker.engine.export.pt2 import export_pt2
+from worker.engine.graph.blocks import has_blocks
 from worker.engine.graph.cost import parameters
 from worker.engine.graph.stored import stored_network
 from worker.engine.measure.census import take_census, what_is_left_over
@@ -174,16 +175,17 @@ def _samples(subject: Subject, run: Run, count: int) -> tuple[Tensor, ...]:
 def _verify(subject: Subject, run: Run, path: Path) -> Verification:
     inputs = _samples(subject, run, _VERIFY_SAMPLES)
     network = subject.network()
+    integers = subject.quantization is not None or has_blocks(network)
     expected = forward_of(network)(inputs)
     proved = verify(
         path,
         inputs,
         expected,
         run.folder,
-        integer=subject.quantization is not None,
+        integer=integers,
         unpacks_to=stored_network(network, subject.stored) if path.suffix == ".safetensors" else None,
     )
-    if path.suffix != ".onnx" or (subject.quantization is None and not subject.stored):
+    if path.suffix != ".onnx" or not (integers or subject.stored):
         return proved
     census = take_census(path, run.folder)
     if (leftover := what_is_left_over(census, path.name)) is not None:

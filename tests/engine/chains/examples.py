@@ -62,6 +62,7 @@ EXAMPLES: dict[str, Example] = {
     "bf16": Example(FloatStep, {"step": "quantize", "scheme": "bf16"}),
     "fp8": Example(Fp8Step, {"step": "quantize", "scheme": "fp8"}),
     "int4": Example(Int4Step, {"step": "quantize", "scheme": "int4", "group_size": 16}),
+    "int4 by int8": Example(Int4Step, {"step": "quantize", "scheme": "int4", "group_size": 16, "activations": "int8"}),
     "ternary": Example(TernaryStep, {"step": "quantize", "scheme": "ternary", "epochs": 1}),
     "binary": Example(
         BinaryStep, {"step": "quantize", "scheme": "binary", "epochs": 1}, not_after=frozenset({"sparsify"})

@@ -24,7 +24,14 @@ from torch import Tensor, fx, nn
 from models.errors import Code, Failure
 from worker.engine.export.dynamic import dynamic_shapes
 from worker.engine.export.external import save
-from worker.engine.export.onnx_codes import WEIGHT, store_codes, with_placeholders, write_placeholder
+from worker.engine.export.onnx_blocks import PRODUCT
+from worker.engine.export.onnx_codes import (
+    WEIGHT,
+    store_codes,
+    with_placeholders,
+    write_block_product,
+    write_placeholder,
+)
 from worker.engine.export.onnx_dynamic import dynamic_linear, dynamic_lstm
 from worker.engine.graph.dynamic import DYNAMIC_LINEAR, DYNAMIC_LSTM
 from worker.engine.graph.integer import DEQUANTIZE, ROUND_TRIP
@@ -70,6 +77,7 @@ def export_onnx(graph: fx.GraphModule, subject: Subject, path: Path) -> None:
                     ROUND_TRIP: _round_trip,
                     DEQUANTIZE: _dequantize,
                     WEIGHT: write_placeholder,
+                    PRODUCT: write_block_product,
                     torch.ops.aten.mean.dim: _mean,
                     DYNAMIC_LINEAR: dynamic_linear,
                     DYNAMIC_LSTM: dynamic_lstm,

@@ -2,7 +2,7 @@
 
 ONNX Runtime computes what depends on no input once, when it loads the file, so the file and the download are small
 while speed and memory are those of floats. (It would not do so for DequantizeLinear, whose result it leaves to every
-call.) All operators are standard ones.
+call.) All operators are standard ones, but those of layers that round their inputs in blocks (`onnx_blocks`).
 """
 
 from __future__ import annotations
@@ -19,6 +19,15 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxscript import opset18
 from torch import Tensor, fx, nn
 
+from worker.engine.export.onnx_blocks import (
+    BlockProduct,
+    block_of,
+    stored_codes,
+    stored_zeros,
+    with_weight,
+    write_product,
+)
+from worker.engine.graph.blocks import BlockLinear
 from worker.engine.graph.coded import Coded, bits_of, digits_in_a_byte, holders, is_held, make_weight
 
 _LIBRARY: Any = torch.library.Library("modelpress_codes", "DEF")  # type: ignore[no-untyped-call]
@@ -51,8 +60,11 @@ def with_placeholders(graph: fx.GraphModule, coded: Mapping[str, Coded]) -> tupl
     network = copy.deepcopy(graph)
     layers = holders(network)
     for place, (name, each) in enumerate(held):
-        for _, _, layer in layers[id(network.get_parameter(name))]:
-            make_weight(layer, _Placeholder(place, each.shape))
+        for path, _, layer in layers[id(network.get_parameter(name))]:
+            if isinstance(layer, BlockLinear):
+                network.set_submodule(path, BlockProduct(place, layer, bits_of(each.levels)))
+            else:
+                make_weight(layer, _Placeholder(place, each.shape))
     return network, [each for _, each in held]
 
 
@@ -62,27 +74,47 @@ def write_placeholder(place: int, shape: Sequence[int], device: object = None) -
     return op.RandomNormal(shape=list(shape), scale=_MARK, seed=float(place))
 
 
+def write_block_product(x: Any, place: int, bits: int, block: int, outputs: int) -> Any:
+    return write_product(x, write_placeholder(place, [1]), bits, block, outputs)
+
+
 def store_codes(model: onnx.ModelProto, coded: Sequence[Coded]) -> None:
     """Put bytes and operators in place of the placeholders."""
     graph = model.graph
     tables = _Tables(graph)
+    places = {node.output[0]: place for node in graph.node if (place := _place(node)) is not None}
+    multiplied = {node.input[1] for node in graph.node if block_of(node) is not None}
     made: dict[int, str] = {}
+    parts: dict[int, tuple[str, str, str | None]] = {}
     other_names: dict[str, str] = {}
     nodes: list[onnx.NodeProto] = []
+
+    def decoder(place: int) -> _Decoder:
+        return _Decoder(coded[place], f"weight_{place}", tables, nodes)
+
     for node in graph.node:
-        numbers = {attribute.name: attribute.f for attribute in node.attribute}
-        if node.op_type != "RandomNormal" or numbers.get("scale") != _MARK:
-            node.input[:] = [other_names.get(name, name) for name in node.input]
+        node.input[:] = [other_names.get(name, name) for name in node.input]
+        place, block = _place(node), block_of(node)
+        if block is not None:
+            weight = places[node.input[1]]
+            if weight not in parts:
+                parts[weight] = decoder(weight).parts(block)
+            nodes.append(with_weight(node, *parts[weight]))
+        elif place is None:
             nodes.append(node)
-            continue
-        place = int(numbers["seed"])
-        if place in made:
+        elif place in made:
             other_names[node.output[0]] = made[place]
-        else:
+        elif node.output[0] not in multiplied:
             made[place] = node.output[0]
-            nodes += _Decoder(coded[place], f"weight_{place}", tables).nodes(node.output[0])
+            decoder(place).weight(node.output[0])
     del graph.node[:]
     graph.node.extend(nodes)
+
+
+def _place(node: onnx.NodeProto) -> int | None:
+    """Of the weight that a placeholder stands for."""
+    numbers = {attribute.name: attribute.f for attribute in node.attribute}
+    return int(numbers["seed"]) if node.op_type == "RandomNormal" and numbers.get("scale") == _MARK else None
 
 
 class _Tables:
@@ -104,20 +136,26 @@ class _Tables:
 
 
 class _Decoder:
-    """The operators that make a weight; `name` begins the names of what they need."""
+    """Appends to `nodes` what makes a weight, or its parts; `name` begins the names of what they need."""
 
-    def __init__(self, coded: Coded, name: str, tables: _Tables) -> None:
-        self._coded, self._name, self._tables = coded, name, tables
-        self._nodes: list[onnx.NodeProto] = []
+    def __init__(self, coded: Coded, name: str, tables: _Tables, nodes: list[onnx.NodeProto]) -> None:
+        self._coded, self._name, self._tables, self._nodes = coded, name, tables, nodes
+        self._count = 0
 
-    def nodes(self, result: str) -> list[onnx.NodeProto]:
+    def weight(self, result: str) -> None:
         codes = self._codes()
         value = self._on_grid(codes) if self._coded.is_grid else self._entries(codes)
         self._op("Reshape", value, self._tables.shared(np.array(self._coded.shape, np.int64)), result=result)
-        return self._nodes
+
+    def parts(self, block: int) -> tuple[str, str, str | None]:
+        """The codes, the scales in single precision, and the zeros where there are any."""
+        codes = self._tables.add(f"{self._name}.codes", stored_codes(self._coded, block))
+        zeros = stored_zeros(self._coded)
+        return codes, self._scale(), None if zeros is None else self._tables.add(f"{self._name}.zero", zeros)
 
     def _op(self, kind: str, *inputs: str, result: str | None = None, **attributes: Any) -> str:
-        output = result or f"{self._name}.{len(self._nodes)}"
+        output = result or f"{self._name}.{self._count}"
+        self._count += 1
         self._nodes.append(helper.make_node(kind, list(inputs), [output], **attributes))
         return output
 
@@ -164,10 +202,12 @@ class _Decoder:
         if "zero" in coded.tables:
             stored = self._tables.add(f"{self._name}.zero", coded.tables["zero"].numpy())
             value = self._op("Sub", value, self._spread(self._op("Cast", stored, to=TensorProto.FLOAT)))
-        stored = self._tables.add(f"{self._name}.scale", coded.tables["scale"].numpy())
+        return self._op("Mul", value, self._spread(self._scale()))
+
+    def _scale(self) -> str:
+        stored = self._tables.add(f"{self._name}.scale", self._coded.tables["scale"].numpy())
         scale = self._op("Cast", stored, to=TensorProto.FLOAT)
-        scale = self._op("Mul", scale, self._tables.shared(coded.tables["unit"].numpy()))
-        return self._op("Mul", value, self._spread(scale))
+        return self._op("Mul", scale, self._tables.shared(self._coded.tables["unit"].numpy()))
 
     def _spread(self, table: str) -> str:
         """One for each group as one for each weight of its row."""

@@ -12,6 +12,7 @@ from torch import Tensor, fx
 
 from models.spec_types import Floor
 from worker.engine.floor import Gauge, fewest
+from worker.engine.graph.blocks import use_blocks
 from worker.engine.measure.compare import outputs_of, sqnr_db
 from worker.engine.run import Run
 from worker.engine.subject import Subject
@@ -28,13 +29,20 @@ class Versions:
 
 
 def take_more(
-    subject: Subject, weights: Mapping[str, Tensor], other: Mapping[str, Versions], floor: Floor, run: Run
+    subject: Subject,
+    weights: Mapping[str, Tensor],
+    other: Mapping[str, Versions],
+    blocks: Mapping[str, int],
+    floor: Floor,
+    run: Run,
 ) -> tuple[list[str], dict[str, Any]]:
     """As few of the parameters in `other` as the floor wants in 8 bits, and what was found, for the report. `weights`
-    are those that stay in the bits asked for whatever comes of it. `subject` stays as it is."""
+    are those that stay in the bits asked for whatever comes of it; layers in `blocks` round their inputs, also while
+    their weight is tried in 8 bits. `subject` stays as it is."""
     gauge = Gauge(floor, run)
     tried = replace(subject, graph=copy.deepcopy(subject.graph))
     before = gauge.score(tried)
+    use_blocks(tried.graph, blocks)
 
     def score(raised: Iterable[str]) -> float:
         chosen = {name: each.few for name, each in other.items()} | {name: other[name].eight for name in raised}

@@ -12,21 +12,22 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from models.errors import Code, Failure
 from models.lowbit_policy import EIGHT_BITS, LOW_BIT_KINDS, Coding, coding_of, ends, is_worth_it
 from models.spec import FinetuneStep, LowBitStep, Training
 from models.spec_types import Floor
 from models.statuses import Phase
+from worker.engine.graph.blocks import use_blocks
 from worker.engine.graph.coded import SOURCE, Coded, holders, make_weight
+from worker.engine.lowbit.blocks import block_inputs
 from worker.engine.lowbit.floor import Versions, take_more
 from worker.engine.lowbit.learn import CodebookWeight, GridWeight, learning
-from worker.engine.measure.compare import decibels, outputs_of
+from worker.engine.lowbit.noise import output_sqnr_db, weight_sqnr_db
 from worker.engine.run import Run
 from worker.engine.subject import Record, StepState, Subject
 
-_SQNR_SAMPLES = 8
 _ENCODING = 0.3
 """Share of the step that is not training, for the progress bar."""
 _FLOOR = "floor"
@@ -64,15 +65,21 @@ def run(subject: Subject, step: LowBitStep, run: Run) -> dict[str, Any]:
             weight = subject.graph.get_parameter(each.parameter)
             sources[each.parameter] = learning(weight, each.coding, run.spec.seed + index, mask)
             run.progress((index + 1) / len(chosen))
+    blocks, float_inputs = block_inputs(subject.graph, step, {each.layers: each.coding for each in chosen})
     floor = None
     if step.floor is not None:
         floor = None if run.state is None else run.state.data.get(_FLOOR)
         if floor is None:
-            floor = _hold_floor(subject, chosen, sources, step.floor, run)
+            floor = _hold_floor(subject, chosen, sources, blocks, step.floor, run)
         chosen = _with_8_bits(subject, chosen, sources, floor["in_8_bits"])
+        raised = {layer for each in chosen if each.coding == EIGHT_BITS for layer in each.layers} & blocks.keys()
+        float_inputs |= dict.fromkeys(raised, "its weight takes 8 bits, for the floor")
+        blocks = {layer: block for layer, block in blocks.items() if layer not in raised}
+    for each_network in (subject.graph, network):
+        use_blocks(each_network, blocks)
     stored_right_away = {name: source.coded() for name, source in sources.items()}
-    weight_sqnr_db = {
-        each.layers[0]: _sqnr_db(exact.get_parameter(each.parameter), stored_right_away[each.parameter].values())
+    weights_sqnr_db = {
+        each.layers[0]: weight_sqnr_db(exact.get_parameter(each.parameter), stored_right_away[each.parameter].values())
         for each in chosen
     }
     training = None
@@ -84,17 +91,20 @@ def run(subject: Subject, step: LowBitStep, run: Run) -> dict[str, Any]:
             training = _train(subject, network, step, run, chosen, sources, floor)
     subject.coded = {name: source.coded() for name, source in sources.items()}
     _take_over(subject, network.cpu())
-    sqnr_db = _output_sqnr_db(exact, subject.graph, chosen, run)
+    layers = [layer for each in chosen for layer in each.layers]
+    sqnr_db = output_sqnr_db(exact, subject.graph, layers, run)
     subject.coded_sqnr_db = sqnr_db
-    subject.records.append(_record(step, subject.coded, sqnr_db))
+    subject.records.append(_record(step, subject.coded, sqnr_db, blocks))
     return {
         "scheme": step.scheme,
         "stored_in_few_bits": {
             layer: _row(each, subject.coded[each.parameter]) for each in chosen for layer in each.layers
         },
         "kept_float": kept,
+        "inputs_in_8_bits": blocks,
+        "inputs_in_float": float_inputs,
         "floor": floor,
-        "weight_sqnr_db": weight_sqnr_db,
+        "weight_sqnr_db": weights_sqnr_db,
         "sqnr_db": sqnr_db,
         "bytes_before": _bytes(subject.graph),
         "bytes": _bytes(subject.graph) - sum(_saved(each) for each in subject.coded.values()),
@@ -111,10 +121,17 @@ def replay(subject: Subject, record: Record) -> None:
         tensors = {key.removeprefix(prefix): tensor for key, tensor in record.tensors.items() if key.startswith(prefix)}
         subject.coded[name] = Coded.of(settings, tensors)
     subject.coded_sqnr_db = record.data["sqnr_db"]
+    use_blocks(subject.graph, record.data["blocks"])
 
 
-def _record(step: LowBitStep, coded: Mapping[str, Coded], sqnr_db: Mapping[str, float]) -> Record:
-    data = {"coded": {name: each.settings() for name, each in coded.items()}, "sqnr_db": dict(sqnr_db)}
+def _record(
+    step: LowBitStep, coded: Mapping[str, Coded], sqnr_db: Mapping[str, float], blocks: Mapping[str, int]
+) -> Record:
+    data = {
+        "coded": {name: each.settings() for name, each in coded.items()},
+        "sqnr_db": dict(sqnr_db),
+        "blocks": dict(blocks),
+    }
     tensors = {f"{name}/{key}": tensor for name, each in coded.items() for key, tensor in each.tensors().items()}
     return Record(f"quantize {step.scheme}", data, tensors)
 
@@ -156,6 +173,7 @@ def _hold_floor(
     subject: Subject,
     chosen: list[_Chosen],
     sources: Mapping[str, GridWeight | CodebookWeight],
+    blocks: Mapping[str, int],
     floor: Floor,
     run: Run,
 ) -> dict[str, Any]:
@@ -167,7 +185,7 @@ def _hold_floor(
         if each.coding != EIGHT_BITS and is_worth_it(EIGHT_BITS, weight.shape):
             eight = GridWeight(weight, EIGHT_BITS).coded().values()
             other[each.parameter] = Versions(weights.pop(each.parameter), eight)
-    raised, details = take_more(subject, weights, other, floor, run)
+    raised, details = take_more(subject, weights, other, blocks, floor, run)
     layers = {each.parameter: each.layers[0] for each in chosen}
     alone = details["sqnr_db_alone"]
     return details | {
@@ -274,42 +292,3 @@ def _saved(coded: Coded) -> int:
 
 def _bytes(graph: fx.GraphModule) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in [*graph.parameters(), *graph.buffers()])
-
-
-def _sqnr_db(exact: Tensor, found: Tensor) -> float:
-    signal = exact.detach().double()
-    return round(decibels(float(signal.square().sum()), float((signal - found.double()).square().sum())), 2)
-
-
-def _output_sqnr_db(exact: fx.GraphModule, graph: fx.GraphModule, chosen: list[_Chosen], run: Run) -> dict[str, float]:
-    """Signal to noise ratio in dB of each layer's output against the network from before, noise from the layers before
-    included; none without data."""
-    if run.data is None:
-        return {}
-    split = run.data.val if len(run.data.val) else run.data.train
-    inputs = split.sample(_SQNR_SAMPLES, run.spec.seed).inputs
-    names = [layer for each in chosen for layer in each.layers]
-    clean, noisy = _outputs(exact, names, inputs), _outputs(graph, names, inputs)
-    found = {}
-    for name in names:
-        pairs = list(zip(clean[name], noisy[name], strict=True))
-        signal = sum(float(a.double().square().sum()) for a, _ in pairs)
-        noise = sum(float((a.double() - b.double()).square().sum()) for a, b in pairs)
-        if pairs:
-            found[name] = round(decibels(signal, noise), 2)
-    return found
-
-
-def _outputs(graph: fx.GraphModule, names: list[str], inputs: tuple[Tensor, ...]) -> dict[str, list[Tensor]]:
-    found: dict[str, list[Tensor]] = {name: [] for name in names}
-    handles = [
-        graph.get_submodule(name).register_forward_hook(
-            lambda module, args, output, name=name: found[name].append(output.detach())
-        )
-        for name in names
-    ]
-    with torch.no_grad():
-        outputs_of(graph(*inputs))
-    for handle in handles:
-        handle.remove()
-    return found

@@ -10,7 +10,7 @@ from pathlib import Path
 from models.report import Census
 from worker.engine.measure.runtime import FreshProcess
 
-_INTEGER = ("ConvInteger", "DynamicQuantize", "MatMulInteger", "QAttention", "QGemm", "QLinear")
+_INTEGER = ("ConvInteger", "DynamicQuantize", "MatMulInteger", "MatMulNBits", "QAttention", "QGemm", "QLinear")
 _SHOWN = 5
 
 

@@ -43,7 +43,7 @@ def layer_reports(subject: Subject) -> list[LayerReport]:
         rows.append(
             LayerReport(
                 name=name,
-                kind=type(layer).__name__,
+                kind=_kind(layer),
                 channels_before=_channels(before.get(name)),
                 channels_after=_channels(layer),
                 bits=8 if integer else _bits(held.get(id(weights[0])), weights[0]),
@@ -52,6 +52,10 @@ def layer_reports(subject: Subject) -> list[LayerReport]:
             )
         )
     return rows
+
+
+def _kind(layer: nn.Module) -> str:
+    return next(kind.__name__ for kind, _ in _OUTPUTS if isinstance(layer, kind))
 
 
 def _bits(held: Coded | Stored | None, weight: Tensor) -> float:
