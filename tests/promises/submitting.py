@@ -16,6 +16,7 @@ from sqlalchemy import func, select, update
 
 from models import retention
 from models.database import now
+from models.settings import Settings
 from models.tables import Idempotency, Job
 from tests.promises.outcome import Outcome
 from tests.promises.place import Place
@@ -148,8 +149,7 @@ def _upkeep_of_keys(place: Place, age: timedelta) -> None:
     """Make every key so old, and let go those that are too old."""
     with place.fleet.database.transaction() as session:
         session.execute(update(Idempotency).values(created_at=now(session) - age))
-    with place.fleet.database.transaction() as session:
-        retention.expire_idempotency(session, now(session) - retention.IDEMPOTENCY_LIFETIME)
+    retention.expire(place.fleet.database, Settings())
 
 
 def broker_hung_or_gone(place: Place, injections: int) -> Outcome:
