@@ -52,8 +52,8 @@ class LowBitLayer(Strict):
 
 
 class LowBitStep(Training):
-    """What schemes for weights of few bits have in common. Activations stay as they are, and so do biases, norms and
-    recurrent layers."""
+    """What schemes for weights of few bits have in common. Biases, norms and recurrent layers stay as they are, and
+    so do activations, unless the step says otherwise."""
 
     together: ClassVar[bool] = False
     step: Literal["quantize"]

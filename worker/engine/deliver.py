@@ -28,7 +28,7 @@ from worker.engine.graph.blocks import has_blocks
 from worker.engine.graph.cost import parameters
 from worker.engine.graph.stored import stored_network
 from worker.engine.measure.census import take_census, what_is_left_over
-from worker.engine.measure.contents import layers_of
+from worker.engine.measure.contents import layers_of, operators_of_one_runtime
 from worker.engine.measure.files import FileFigures, measure_file, score_pair
 from worker.engine.measure.layers import layer_reports
 from worker.engine.measure.metrics import drop, forward_of, output_index
@@ -185,6 +185,11 @@ def _verify(subject: Subject, run: Run, path: Path) -> Verification:
         integer=integers,
         unpacks_to=stored_network(network, subject.stored) if path.suffix == ".safetensors" else None,
     )
+    if path.suffix in (".onnx", ".tar") and (own := operators_of_one_runtime(path)):
+        run.warn(
+            "onnx_runtime_only",
+            f"{path.name} has operators of ONNX Runtime's own ({', '.join(own)}): no other runtime opens it.",
+        )
     if path.suffix != ".onnx" or not (integers or subject.stored):
         return proved
     census = take_census(path, run.folder)

@@ -86,7 +86,9 @@ def call_by_schema(sketch: Sketch, name: str) -> fx.Node:
             value: Any = sketch.call(aten.scalar_tensor.default, 2.0)
         elif kind == "Tensor":
             value = sketch.layer(next(layers))
-            if name.startswith(NEEDS_WHOLE_NUMBERS):
+            if name.startswith("float_power_") and argument.name == "self":
+                value = sketch.call(aten.to.dtype, value, torch.float64)
+            elif name.startswith(NEEDS_WHOLE_NUMBERS):
                 value = sketch.call(aten.to.dtype, value, torch.int64)
             elif name.startswith(NEEDS_BOOLEANS) or argument.name in ("mask", "condition"):
                 value = sketch.call(aten.gt.Scalar, value, 1.0)
@@ -370,7 +372,7 @@ def test_the_rules_of_this_file_and_of_the_traps_are_all_there_are() -> None:
         repeat repeat_interleave pad roll flip along move_dims slice_ narrow unbind select index index_select factory
         expand expand_as view_as fixed matmul addmm outer linear einsum convolution per_channel group_norm last_dims
         view flatten unflatten pixel_shuffle pixel_unshuffle unsqueeze squeeze cat stack split glu attention weight_norm
-        embedding embedding_bag index_add index_fill unpool
+        embedding index_add index_fill unpool
     """
     assert {row.channels.__name__ for row in OPS.values() if row.channels is not None} == set(exercised.split())
 
@@ -385,3 +387,27 @@ def test_a_dimension_of_which_one_channel_is_left_is_not_squeezed_away(name: str
     assert len(removed) == 7
     cut(channels, removed)
     assert mask_check(before, channels, removed, graph, (IMAGE,)) <= TOLERANCE
+
+
+def test_no_dimension_is_none_for_any_and_all() -> None:
+    for name in ("any.dims", "all.dims"):
+        sketch = Sketch()
+        truths = sketch.call(target_of(name), sketch.call(aten.gt.Scalar, sketch.layer("a"), 1.0), [])
+        value = sketch.call(aten.mul.Tensor, sketch.layer("b"), truths)
+        (group,) = halve_and_check(sketch.finish(value)).groups
+        assert set(group.layers) >= {"a", "b"}
+
+
+def test_every_operator_that_works_value_by_value_has_its_form_in_place() -> None:
+    """By what torch has: the same packet with an underscore, told apart by what it takes."""
+    for name in ("add_.Scalar", "pow_.Scalar", "pow_.Tensor", "floor_divide_.Tensor", "float_power_.Tensor"):
+        assert name in OPS, name
+    assert "ldexp_.default" in OPS
+    absent = {
+        f"{packet}.{overload}"
+        for packet in {f"{name.split('.')[0]}_" for name in rows_of(elementwise.elementwise)}
+        if hasattr(aten, packet)
+        for overload in getattr(aten, packet).overloads()
+        if overload != "t" and f"{packet}.{overload}" not in OPS  # `t` is of lists
+    }
+    assert absent == set()

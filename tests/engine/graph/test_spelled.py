@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map
 
+from models.errors import Code, Failure
 from tests.engine.graph.cuts import halve_and_prove
 from tests.engine.subjects import lifted
 from tests.networks import randomised
@@ -30,7 +31,7 @@ CALLS: dict[str, list[tuple[Any, ...]]] = {
     "atleast_2d.default": [(VECTOR[0],), (VECTOR,), (IMAGE,)],
     "atleast_3d.Sequence": [([IMAGE[0, 0], VECTOR],)],
     "atleast_3d.default": [(VECTOR[0],), (VECTOR,), (IMAGE[0, 0],), (IMAGE,)],
-    "chain_matmul.default": [([IMAGE[0, 0], IMAGE[0, 1].T, IMAGE[0, 2]],)],
+    "chain_matmul.default": [([IMAGE[0, 0], IMAGE[0, 1].T, IMAGE[0, 2]],), ([IMAGE[0, 0]],)],
     "column_stack.default": [([IMAGE, IMAGE + 1],)],
     "count_nonzero.dim_IntList": [(IMAGE.relu(), [1, 3])],
     "dist.default": [(IMAGE, IMAGE + 1), (IMAGE, IMAGE.square(), 1.0)],
@@ -161,35 +162,18 @@ def test_a_network_in_other_words_is_lifted_and_cut(tmp_path: Path) -> None:
     assert [name for name, frozen in sizes.items() if frozen] == ["head"]
 
 
-class Bags(nn.Module):
-    """Two features, each a few entries of a table: averaged, and weighed."""
-
-    def __init__(self, mode: str, padding: int | None = None) -> None:
-        super().__init__()
-        self.table = nn.EmbeddingBag(20, 8, mode=mode, padding_idx=padding)
-        self.weighed = nn.EmbeddingBag(12, 8, mode="sum")
-        self.head = nn.Linear(8, 3)
-
-    def forward(self, entries: Tensor, weights: Tensor) -> Tensor:
-        return self.head(self.table(entries) + self.weighed(entries % 12, per_sample_weights=weights))
+def test_a_chain_of_products_is_taken_in_the_order_that_multiplies_least() -> None:
+    column = IMAGE[0, 0, :, :1]
+    graph, tensors = composed("linalg_multi_dot.default", ([column, column.T, column],))
+    first = next(node for node in graph.nodes if node.target is torch.ops.aten.matmul.default)
+    assert first.meta["shape"] == [1, 1]
+    found = fx.GraphModule(nn.Module(), graph)(*tensors)
+    torch.testing.assert_close(found, column @ (column.T @ column))
 
 
-@pytest.mark.parametrize("mode", ["mean", "sum", "max"])
-def test_bags_of_one_length_are_embeddings_that_are_cut(mode: str, tmp_path: Path) -> None:
-    args = (torch.randint(0, 20, (3, 5)), torch.rand(3, 5))
-    module = randomised(Bags(mode))
-    subject = lifted(module, args, tmp_path)
-    for batch in (3, 4):
-        given = (torch.randint(0, 20, (batch, 5)), torch.rand(batch, 5))
-        torch.testing.assert_close(subject.graph(*given), module(*given), rtol=1e-5, atol=1e-6)
-    layers = {name for name, layer in subject.graph.named_modules() if isinstance(layer, nn.Embedding)}
-    assert layers == {"table", "weighed"}
-    (group,) = halve_and_prove(subject.graph, args).channels.groups
-    assert set(group.layers) == {"table", "weighed"}
-
-
-def test_bags_that_leave_an_entry_out_are_cut_too(tmp_path: Path) -> None:
-    args = (torch.randint(0, 20, (3, 5)), torch.rand(3, 5))
-    subject = lifted(randomised(Bags("mean", padding=2)), args, tmp_path)
-    (group,) = halve_and_prove(subject.graph, args).channels.groups
-    assert set(group.layers) == {"table.weight", "weighed"}
+def test_a_call_that_makes_no_sense_is_refused() -> None:
+    graph = fx.Graph()
+    graph.output(graph.call_function(torch.ops.aten.linalg_multi_dot.default, ([],)))
+    with pytest.raises(Failure) as caught:
+        compose(graph)
+    assert caught.value.code == Code.NETWORK_REJECTED

@@ -83,6 +83,19 @@ def test_the_rounding_by_hand() -> None:
     assert torch.equal(round_in_blocks(x[None], 4), expected[None])
 
 
+@pytest.mark.parametrize("value", [0.0, 1e-45, 1e-39, 1e-37, 1e-30, 1e37])
+def test_whatever_the_inputs_are_the_result_is_finite(value: float) -> None:
+    x = torch.full((2, 40), value)
+    assert torch.isfinite(round_in_blocks(x, 16)).all()
+    assert (round_in_blocks(x, 16) - x).abs().max() <= max(value / 127, 1e-36)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_rounded_in_single(dtype: torch.dtype) -> None:
+    x = (torch.randn(4, 64) * 1e-3).to(dtype)
+    assert torch.equal(round_in_blocks(x, 32), round_in_blocks(x.float(), 32).to(dtype))
+
+
 def test_gradients_go_straight_through() -> None:
     x = torch.randn(3, 40, requires_grad=True)
     layer = BlockLinear(40, 7)
@@ -118,6 +131,11 @@ def test_the_kernel_of_the_file_computes_what_the_engine_does(
     apart = (found[0] - expected[0]).abs() > 2e-6 * expected[0].abs().max()
     assert apart.any(1).float().mean() < 0.05, "but for a tie that is broken otherwise in one of 64 samples"
     assert relative_difference(expected, (unrounded,)) > 1e-3, "rounding is no detail"
+    plain = onnxruntime.SessionOptions()
+    plain.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", plain, providers=["CPUExecutionProvider"])
+    (unoptimized,) = session.run(None, {subject.inputs[0].name: inputs[0].numpy()})
+    assert relative_difference(found, (torch.from_numpy(unoptimized),)) < 1e-6
     model = onnx.load(tmp_path / "model.onnx")
     assert [node.op_type for node in model.graph.node if node.domain] == ["MatMulNBits"]
     assert take_census(tmp_path / "model.onnx", tmp_path).integer_kernels == {"MatMulNBits": 1}

@@ -8,10 +8,26 @@ import pytest
 import torch
 from torch import nn
 
-from models.spec import ExportFormat
-from tests.engine.subjects import lifted
+from models.spec import ExportFormat, Int4Step
+from tests.engine.subjects import lifted, run_in
 from worker.engine.deliver import EXPORTERS
-from worker.engine.measure.contents import contents, layers_of
+from worker.engine.export.onnx import export_onnx
+from worker.engine.lowbit.step import run as quantize
+from worker.engine.measure.contents import contents, layers_of, operators_of_one_runtime
+
+
+def test_weights_of_few_bits_are_those_of_their_layers(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    subject = lifted(Small().eval(), (torch.randn(2, 3, 8, 8),), tmp_path)
+    step = Int4Step(step="quantize", scheme="int4", group_size=16, activations="int8")
+    quantize(subject, step, run_in(tmp_path, step))
+    export_onnx(subject.network(), subject, tmp_path / "model.onnx")
+    found = contents(tmp_path / "model.onnx", {"conv", "table", "fc"})
+    stored = {(part.layer, part.dtype): part.size_bytes for part in found}
+    assert stored["fc", "uint8"] == 10 * 16 // 2
+    assert stored["fc", "float32"] == 4 * 10 + 4 * 10, "scales and biases"
+    assert stored["conv", "uint8"] == 16 * 27 // 2
+    assert operators_of_one_runtime(tmp_path / "model.onnx") == ["MatMulNBits"]
 
 
 class Small(nn.Module):

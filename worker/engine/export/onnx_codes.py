@@ -52,7 +52,11 @@ class _Placeholder(nn.Module):
         return found
 
 
-def with_placeholders(graph: fx.GraphModule, coded: Mapping[str, Coded]) -> tuple[fx.GraphModule, list[Coded]]:
+Named = tuple[str, Coded]
+"""The name of a parameter, and what it is stored as."""
+
+
+def with_placeholders(graph: fx.GraphModule, coded: Mapping[str, Coded]) -> tuple[fx.GraphModule, list[Named]]:
     """A copy of `graph` in which weights that are what `coded` says are placeholders, and what each stands for."""
     held = [(name, each) for name, each in coded.items() if is_held(graph, name, each)]
     if not held:
@@ -65,7 +69,7 @@ def with_placeholders(graph: fx.GraphModule, coded: Mapping[str, Coded]) -> tupl
                 network.set_submodule(path, BlockProduct(place, layer, bits_of(each.levels)))
             else:
                 make_weight(layer, _Placeholder(place, each.shape))
-    return network, [each for _, each in held]
+    return network, held
 
 
 def write_placeholder(place: int, shape: Sequence[int], device: object = None) -> Any:
@@ -78,7 +82,7 @@ def write_block_product(x: Any, place: int, bits: int, block: int, outputs: int)
     return write_product(x, write_placeholder(place, [1]), bits, block, outputs)
 
 
-def store_codes(model: onnx.ModelProto, coded: Sequence[Coded]) -> None:
+def store_codes(model: onnx.ModelProto, coded: Sequence[Named]) -> None:
     """Put bytes and operators in place of the placeholders."""
     graph = model.graph
     tables = _Tables(graph)
@@ -90,7 +94,7 @@ def store_codes(model: onnx.ModelProto, coded: Sequence[Coded]) -> None:
     nodes: list[onnx.NodeProto] = []
 
     def decoder(place: int) -> _Decoder:
-        return _Decoder(coded[place], f"weight_{place}", tables, nodes)
+        return _Decoder(*coded[place], tables, nodes)
 
     for node in graph.node:
         node.input[:] = [other_names.get(name, name) for name in node.input]
@@ -138,7 +142,7 @@ class _Tables:
 class _Decoder:
     """Appends to `nodes` what makes a weight, or its parts; `name` begins the names of what they need."""
 
-    def __init__(self, coded: Coded, name: str, tables: _Tables, nodes: list[onnx.NodeProto]) -> None:
+    def __init__(self, name: str, coded: Coded, tables: _Tables, nodes: list[onnx.NodeProto]) -> None:
         self._coded, self._name, self._tables, self._nodes = coded, name, tables, nodes
         self._count = 0
 
@@ -148,10 +152,12 @@ class _Decoder:
         self._op("Reshape", value, self._tables.shared(np.array(self._coded.shape, np.int64)), result=result)
 
     def parts(self, block: int) -> tuple[str, str, str | None]:
-        """The codes, the scales in single precision, and the zeros where there are any."""
+        """The codes, the scales in single precision, and the zeros where there are any: all as they are, since the
+        kernel takes what is computed for anything when nobody folded it before (optimizations off)."""
+        tables, zeros = self._coded.tables, stored_zeros(self._coded)
         codes = self._tables.add(f"{self._name}.codes", stored_codes(self._coded, block))
-        zeros = stored_zeros(self._coded)
-        return codes, self._scale(), None if zeros is None else self._tables.add(f"{self._name}.zero", zeros)
+        scales = self._tables.add(f"{self._name}.scale", (tables["scale"].float() * tables["unit"]).numpy())
+        return codes, scales, None if zeros is None else self._tables.add(f"{self._name}.zero", zeros)
 
     def _op(self, kind: str, *inputs: str, result: str | None = None, **attributes: Any) -> str:
         output = result or f"{self._name}.{self._count}"
@@ -202,12 +208,10 @@ class _Decoder:
         if "zero" in coded.tables:
             stored = self._tables.add(f"{self._name}.zero", coded.tables["zero"].numpy())
             value = self._op("Sub", value, self._spread(self._op("Cast", stored, to=TensorProto.FLOAT)))
-        return self._op("Mul", value, self._spread(self._scale()))
-
-    def _scale(self) -> str:
-        stored = self._tables.add(f"{self._name}.scale", self._coded.tables["scale"].numpy())
+        stored = self._tables.add(f"{self._name}.scale", coded.tables["scale"].numpy())
         scale = self._op("Cast", stored, to=TensorProto.FLOAT)
-        return self._op("Mul", scale, self._tables.shared(self._coded.tables["unit"].numpy()))
+        scale = self._op("Mul", scale, self._tables.shared(coded.tables["unit"].numpy()))
+        return self._op("Mul", value, self._spread(scale))
 
     def _spread(self, table: str) -> str:
         """One for each group as one for each weight of its row."""

@@ -8,7 +8,7 @@ inputs and multiplying floats gives the same but for the order of sums.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -16,16 +16,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 LARGEST = 127
+_SMALLEST = 1e-36
+"""Below it 127 parts of a number are not told apart in single precision, and their inverse is infinite."""
 
 
 def round_in_blocks(x: Tensor, block: int) -> Tensor:
-    """`x` [..., inputs] as what is left of it in 8 bits; the last block may be shorter. A block of zeros stays zero."""
+    """`x` [..., inputs] as what is left of it in 8 bits, computed in single precision; the last block may be shorter.
+    Of a block of zeros, or of next to nothing, zeros are left."""
     size = x.shape[-1]
-    blocks = functional.pad(x, (0, -size % block)).reshape(*x.shape[:-1], -1, block)
+    blocks = functional.pad(x.to(torch.float32), (0, -size % block)).reshape(*x.shape[:-1], -1, block)
     largest = blocks.abs().amax(-1, keepdim=True)
-    times = torch.where(largest > 0, LARGEST / largest, torch.zeros_like(largest))
+    times = torch.where(largest > _SMALLEST, LARGEST / largest, 0.0)
     rounded: Tensor = torch.round(blocks * times) * (largest / LARGEST)
-    return rounded.flatten(-2)[..., :size]
+    return rounded.flatten(-2)[..., :size].to(x.dtype)
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -53,11 +56,11 @@ class BlockLinear(nn.Linear):
         return functional.linear(rounded, self.weight, self.bias)
 
 
-def use_blocks(network: nn.Module, blocks: Mapping[str, int]) -> None:
-    """From now on the layers that `blocks` names round their inputs, in blocks of what it says."""
+def use_blocks(network: nn.Module, blocks: Mapping[str, int], besides: Collection[str] = ()) -> None:
+    """From now on the layers that `blocks` names round their inputs, in blocks of what it says, but not `besides`."""
     for name, block in blocks.items():
         layer = network.get_submodule(name)
-        layer.__class__ = BlockLinear
+        layer.__class__ = nn.Linear if name in besides else BlockLinear
         layer.block = block  # type: ignore[assignment]
 
 

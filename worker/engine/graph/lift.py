@@ -7,6 +7,8 @@ else stays an ATen call.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, fx, nn
 from torch._ops import OpOverload
@@ -52,10 +54,20 @@ def compose(graph: fx.Graph) -> None:
         if isinstance(node.target, OpOverload):
             rule = OPS[operator_name(node.target)].compose
             if rule is not None:
-                rule(node)
+                _compose(node, rule)
                 composed = True
     if composed:
         remove_dead_code(graph)
+
+
+def _compose(node: fx.Node, rule: Callable[[fx.Node], None]) -> None:
+    """Raises `Failure` (NETWORK_REJECTED) for a call that is none of those the operator knows."""
+    try:
+        rule(node)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise Failure(
+            Code.NETWORK_REJECTED, f"{node.name} calls {node.target} in a way that is not read", where=node.name
+        ) from error
 
 
 def complete_arguments(node: fx.Node) -> Arguments:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -37,14 +37,16 @@ def take_more(
     run: Run,
 ) -> tuple[list[str], dict[str, Any]]:
     """As few of the parameters in `other` as the floor wants in 8 bits, and what was found, for the report. `weights`
-    are those that stay in the bits asked for whatever comes of it; layers in `blocks` round their inputs, also while
-    their weight is tried in 8 bits. `subject` stays as it is."""
+    are those that stay in the bits asked for whatever comes of it; layers in `blocks` round their inputs unless their
+    weight takes 8 bits. `subject` stays as it is."""
     gauge = Gauge(floor, run)
     tried = replace(subject, graph=copy.deepcopy(subject.graph))
     before = gauge.score(tried)
-    use_blocks(tried.graph, blocks)
+    owned = {layer: tried.graph.get_submodule(layer).weight for layer in blocks}
 
-    def score(raised: Iterable[str]) -> float:
+    def score(raised: Collection[str]) -> float:
+        own = {id(tried.graph.get_parameter(name)) for name in raised}
+        use_blocks(tried.graph, blocks, [layer for layer, weight in owned.items() if id(weight) in own])
         chosen = {name: each.few for name, each in other.items()} | {name: other[name].eight for name in raised}
         _load(tried.graph, {**weights, **chosen})
         return gauge.score(tried)

@@ -72,8 +72,8 @@ def run(subject: Subject, step: LowBitStep, run: Run) -> dict[str, Any]:
         if floor is None:
             floor = _hold_floor(subject, chosen, sources, blocks, step.floor, run)
         chosen = _with_8_bits(subject, chosen, sources, floor["in_8_bits"])
-        raised = {layer for each in chosen if each.coding == EIGHT_BITS for layer in each.layers} & blocks.keys()
-        float_inputs |= dict.fromkeys(raised, "its weight takes 8 bits, for the floor")
+        raised = {layer for each in chosen if each.coding == EIGHT_BITS for layer in each.layers}
+        float_inputs |= {layer: "its weight takes 8 bits, for the floor" for layer in blocks if layer in raised}
         blocks = {layer: block for layer, block in blocks.items() if layer not in raised}
     for each_network in (subject.graph, network):
         use_blocks(each_network, blocks)
@@ -101,8 +101,7 @@ def run(subject: Subject, step: LowBitStep, run: Run) -> dict[str, Any]:
             layer: _row(each, subject.coded[each.parameter]) for each in chosen for layer in each.layers
         },
         "kept_float": kept,
-        "inputs_in_8_bits": blocks,
-        "inputs_in_float": float_inputs,
+        **({"inputs_in_8_bits": blocks, "inputs_in_float": float_inputs} if blocks or float_inputs else {}),
         "floor": floor,
         "weight_sqnr_db": weights_sqnr_db,
         "sqnr_db": sqnr_db,

@@ -25,7 +25,7 @@ _Stored = tuple[str, str, int]
 
 def contents(path: Path, layers: Collection[str]) -> list[Content]:
     """Of a file of `EXPORTERS`, by its ending. A tensor belongs to the layer whose name its own begins with."""
-    read = {".onnx": _onnx, ".tar": _onnx_archive, ".pt2": _pt2, ".safetensors": _packed}[path.suffix]
+    read = {".onnx": _onnx, ".tar": _onnx, ".pt2": _pt2, ".safetensors": _packed}[path.suffix]
     found: Counter[tuple[str | None, str]] = Counter()
     for name, dtype, size in read(path):
         found[_owner(name, layers), dtype] += size
@@ -47,18 +47,22 @@ def _owner(name: str, layers: Collection[str]) -> str | None:
     return None
 
 
-def _onnx(path: Path) -> Iterator[_Stored]:
-    return _initializers(onnx.load_model(path, load_external_data=False).graph)
+def operators_of_one_runtime(path: Path) -> list[str]:
+    """The operators of an ONNX file, or archive of one, that are no standard ones."""
+    return sorted({node.op_type for node in _graph(path).node if node.domain not in ("", "ai.onnx")})
 
 
-def _onnx_archive(path: Path) -> Iterator[_Stored]:
+def _graph(path: Path) -> onnx.GraphProto:
+    if path.suffix != ".tar":
+        return onnx.load_model(path, load_external_data=False).graph
     with tarfile.open(path) as archive:
         file = archive.extractfile(path.stem)
         assert file is not None
-        return _initializers(onnx.load_model_from_string(file.read()).graph)
+        return onnx.load_model_from_string(file.read()).graph
 
 
-def _initializers(graph: onnx.GraphProto) -> Iterator[_Stored]:
+def _onnx(path: Path) -> Iterator[_Stored]:
+    graph = _graph(path)
     tensors = [*graph.initializer, *(part.t for node in graph.node for part in node.attribute if part.HasField("t"))]
     for tensor in tensors:
         dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type).name

@@ -43,7 +43,7 @@ def layer_reports(subject: Subject) -> list[LayerReport]:
         rows.append(
             LayerReport(
                 name=name,
-                kind=_kind(layer),
+                kind=_name(layer),
                 channels_before=_channels(before.get(name)),
                 channels_after=_channels(layer),
                 bits=8 if integer else _bits(held.get(id(weights[0])), weights[0]),
@@ -54,10 +54,6 @@ def layer_reports(subject: Subject) -> list[LayerReport]:
     return rows
 
 
-def _kind(layer: nn.Module) -> str:
-    return next(kind.__name__ for kind, _ in _OUTPUTS if isinstance(layer, kind))
-
-
 def _bits(held: Coded | Stored | None, weight: Tensor) -> float:
     """Of a weight, with its part of what its tables take."""
     if held is None:
@@ -66,12 +62,20 @@ def _bits(held: Coded | Stored | None, weight: Tensor) -> float:
 
 
 def _layers(graph: nn.Module) -> dict[str, nn.Module]:
-    kinds = tuple(kind for kind, _ in _OUTPUTS)
-    return {name: layer for name, layer in graph.named_modules() if isinstance(layer, kinds)}
+    return {name: layer for name, layer in graph.named_modules() if _kind(layer) is not None}
+
+
+def _kind(layer: nn.Module | None) -> tuple[type[nn.Module], str] | None:
+    """A row of the table."""
+    return next((row for row in _OUTPUTS if isinstance(layer, row[0])), None)
 
 
 def _channels(layer: nn.Module | None) -> int | None:
-    for kind, attribute in _OUTPUTS:
-        if isinstance(layer, kind):
-            return int(getattr(layer, attribute))
-    return None
+    row = _kind(layer)
+    return None if row is None else int(getattr(layer, row[1]))
+
+
+def _name(layer: nn.Module) -> str:
+    row = _kind(layer)
+    assert row is not None
+    return row[0].__name__

@@ -71,7 +71,17 @@ def vector_product(call: Call) -> Axes:
 
 
 def vector_cost(node: fx.Node, sizing: Sizing) -> int:
-    return math.prod(sizing.sizes(node)) * sizing.sizes(arguments_of(node)["self"])[-1]
+    """Of a number and a tensor none: the tensor is scaled."""
+    first, second = (sizing.sizes(arguments_of(node)[name]) for name in ("self", _other(node)))
+    return math.prod(sizing.sizes(node)) * first[-1] if first and second else 0
+
+
+def decomposition_cost(node: fx.Node, sizing: Sizing) -> int:
+    """Of what works on matrices as a whole (inverse, determinant, singular values …): the leading term `m n min(m, n)`
+    without its constant (Golub and Van Loan, Matrix Computations)."""
+    arguments = arguments_of(node)
+    sizes = sizing.sizes(arguments["A"] if "A" in arguments else arguments["self"])
+    return math.prod(sizes) * min(sizes[-2:])
 
 
 def tensordot(call: Call) -> Axes:

@@ -178,11 +178,21 @@ _NAMES: dict[str, OpOverload] = {
 
 
 def in_place(name: str) -> OpOverload | None:
-    """`relu_.default` of `relu.default`: what writes the same into its first operand, if there is such an operator."""
+    """`relu_.default` of `relu.default`: what takes the same and writes its result into its first operand, if there is
+    such an operator."""
     packet, overload = name.split(".")
-    found: OpOverload | None = getattr(getattr(aten, f"{packet}_", None), overload, None)
-    first = None if found is None else found._schema.arguments[0].alias_info
-    return found if first is not None and first.is_write else None
+    wanted = _taken(getattr(getattr(aten, packet), overload))
+    written = getattr(aten, f"{packet}_", None)
+    for other in written.overloads() if written is not None else ():
+        found: OpOverload = getattr(written, other)
+        first = found._schema.arguments[0].alias_info
+        if first is not None and first.is_write and _taken(found) == wanted:
+            return found
+    return None
+
+
+def _taken(operator: OpOverload) -> list[tuple[str, str]]:
+    return [(argument.name, str(argument.type)) for argument in operator._schema.arguments]
 
 
 ALIASES: dict[str, OpOverload] = _NAMES | {

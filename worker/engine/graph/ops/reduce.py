@@ -27,7 +27,8 @@ def reduced_dims(node: fx.Node) -> frozenset[int]:
     arguments = arguments_of(node)
     rank = len(sizes_of(arguments["self"]))
     dims: Any = arguments.get("dim")
-    if dims is None or dims == []:
+    none_is_all = getattr(node.target, "__name__", "") not in ("any.dims", "all.dims")
+    if dims is None or (dims == [] and none_is_all):
         return frozenset(range(rank))
     return frozenset(dim % rank for dim in ([dims] if isinstance(dims, int) else dims))
 

@@ -329,16 +329,3 @@ def embedding(call: Call) -> Axes:
     table = call.operand("weight")
     call.freeze(table[0], "is a vocabulary")
     return [*call.operand("indices"), table[1]]
-
-
-def embedding_bag(call: Call) -> Value:
-    """Looked up and reduced bag by bag, wherever bags begin; one vector a bag."""
-    table = call.operand("weight")
-    call.freeze(table[0], "is a vocabulary")
-    for axes in (call.operand("indices"), call.operand("offsets"), call.optional("per_sample_weights") or []):
-        for axis in axes:
-            call.freeze(axis, "is looked up bag by bag")
-    if any(user.args[1] != 0 and user.users for user in call.node.users):
-        raise Refusal("is asked where its values came from")
-    about_bags: list[Value] = [[None] * len(sizes) for sizes in call.results_sizes[1:]]
-    return ([None, table[1]], *about_bags)

@@ -6,6 +6,7 @@ rules of its own it then keeps whole what it is given.
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -121,8 +122,10 @@ def _at_least(rank: int) -> Callable[[fx.Node], None]:
         for item in _items(node) if several else [node]:
             source = arguments["tensors"][item.args[1]] if several else arguments["self"]
             while "shape" in source.meta and _rank(source) < rank:
-                dim = -1 if _rank(source) == 2 else 0
-                source = _before(item, [1] * (_rank(source) + 1), aten.unsqueeze.default, source, dim)
+                shape = list(source.meta["shape"])
+                dim = len(shape) if len(shape) == 2 else 0
+                shape.insert(dim, 1)
+                source = _before(item, shape, aten.unsqueeze.default, source, dim)
             if "shape" in source.meta:
                 _replace(item, aten.alias.default, source)
 
@@ -130,48 +133,31 @@ def _at_least(rank: int) -> Callable[[fx.Node], None]:
 
 
 def _chained(node: fx.Node) -> None:
-    """`linalg_multi_dot`, `chain_matmul`: one product after the other, as they stand."""
-    first, *others, last = next(iter(arguments_of(node).values()))
-    for factor in others:
-        shape = [*first.meta["shape"][:-1], factor.meta["shape"][-1]]
-        first = _before(node, shape, aten.matmul.default, first, factor)
-    _replace(node, aten.matmul.default, first, last)
+    """`linalg_multi_dot`, `chain_matmul`: one product after the other, in the order that multiplies least."""
+    factors: list[fx.Node] = next(iter(arguments_of(node).values()))
+    sizes = [factor.meta.get("shape", [None]) for factor in factors]
+    ends = [*(1 if len(shape) == 1 and place == 0 else shape[0] for place, shape in enumerate(sizes)), sizes[-1][-1]]
+    edges = [size if isinstance(size, int) else 1 for size in ends]  # what varies is the batch, and the same for all
 
+    @functools.cache
+    def least(first: int, last: int) -> tuple[int, int]:
+        """Multiplications of the factors from `first` to `last`, and the last of those that come first."""
+        if first == last:
+            return 0, first
+        return min(
+            (least(first, k)[0] + least(k + 1, last)[0] + edges[first] * edges[k + 1] * edges[last + 1], k)
+            for k in range(first, last)
+        )
 
-_REDUCED: dict[int, Any] = {0: aten.sum.dim_IntList, 1: aten.mean.dim, 2: aten.amax.default}
+    def product(first: int, last: int) -> fx.Node:
+        if first == last:
+            return factors[first]
+        middle = least(first, last)[1]
+        left, right = product(first, middle), product(middle + 1, last)
+        shape = [*left.meta.get("shape", [])[:-1], *right.meta.get("shape", [])[1:]]
+        return _before(node, shape, aten.matmul.default, left, right)
 
-
-def bags(node: fx.Node) -> None:
-    """`embedding_bag` of bags that are rows of indices, as `nn.EmbeddingBag` flattens them: looked up, then reduced.
-    Bags of any other length, and those that leave an index out (`padding_idx`), stay as they are."""
-    arguments = arguments_of(node)
-    indices, weights = _flattened(arguments["indices"]), arguments["per_sample_weights"]
-    scales = None if weights is None else _flattened(weights)
-    if indices is None or (scales is None and weights is not None) or not _begin_every_row(arguments, indices):
-        return
-    if arguments["scale_grad_by_freq"] or arguments["padding_idx"] is not None:
-        return
-    shape = [*indices.meta["shape"], arguments["weight"].meta["shape"][1]]
-    found = _before(node, shape, aten.embedding.default, arguments["weight"], indices)
-    if scales is not None:
-        scales = _before(node, [*shape[:2], 1], aten.unsqueeze.default, scales, -1)
-        found = _before(node, shape, aten.mul.Tensor, found, scales)
-    for item in _items(node):
-        if item.args[1] == 0:
-            _replace(item, _REDUCED[arguments["mode"]], found, [1])
-
-
-def _begin_every_row(arguments: dict[str, Any], indices: fx.Node) -> bool:
-    begins = arguments["offsets"]
-    counted = begins.target is aten.arange.start_step and not arguments["include_last_offset"]
-    return counted and (begins.args[0], begins.args[2]) == (0, indices.meta["shape"][1])
-
-
-def _flattened(flat: fx.Node) -> fx.Node | None:
-    """The rows that were flattened to this, if they all have one length."""
-    source = flat.args[0] if flat.target in (aten.reshape.default, aten.view.default) else None
-    rows = isinstance(source, fx.Node) and _rank(source) == 2 and isinstance(source.meta["shape"][1], int)
-    return source if rows and flat.args[1] == [-1] else None  # type: ignore[return-value]
+    _replace(node, aten.alias.default, product(0, len(factors) - 1))
 
 
 def _in_place(target: Any) -> Callable[[fx.Node], None]:

@@ -18,11 +18,11 @@ def image_to_columns(call: Call) -> Axes:
 
 
 def unpool(call: Call) -> Axes:
-    """`max_unpool2d`: each value back to the position it was found at, in its own channel."""
-    axes = call.whole("self", (-2, -1))
-    places = call.whole("indices", (-2, -1))
-    met = [call.tie(first, second) for first, second in zip(axes[:-2], places[:-2], strict=True)]
-    return [*met, None, None]
+    """`max_unpool2d`, `max_unpool3d`: each value back to the position it was found at, in its own channel."""
+    spatial = len(call.argument("output_size"))
+    axes, places = (call.whole(name, range(-spatial, 0)) for name in ("self", "indices"))
+    met = [call.tie(first, second) for first, second in zip(axes[:-spatial], places[:-spatial], strict=True)]
+    return [*met, *[None] * spatial]
 
 
 def columns_to_image(call: Call) -> Axes:
