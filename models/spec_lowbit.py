@@ -124,7 +124,7 @@ class Int4Step(LowBitStep):
         default="float",
         description="int8: what linear layers multiply their weights with becomes 8-bit integers at run time, one "
         "scale for each `group_size` of them, and ONNX Runtime multiplies integers by weights that stay in 4 (or 2) "
-        "bits in memory: faster for one sample or a few, and smaller. Other layers stay as they are.",
+        "bits in memory: smaller, and faster for one row or a few. Other layers stay as they are.",
     )
 
     @model_validator(mode="after")
