@@ -231,10 +231,11 @@ def gathering(drawing: Drawing, name: str) -> list[Place]:
         return drawing.call(target_of(name), place, places, dim)
     source: tuple[Any, ...] = ()
     if "scatter" in name:
-        source = (2.0,) if name.endswith("value") else (drawing.parameter(*drawing.shape(places)),)
-    if name == "scatter_reduce.two":
+        source = (2.0,) if ".value" in name else (drawing.parameter(*drawing.shape(places)),)
+    if name.endswith(".two"):
         source = (*source, "amax")
-    return drawing.call(target_of(name), place, dim, places, *source)
+    named = {"reduce": "multiply"} if name.endswith(("reduce", "_reduce")) else {}
+    return drawing.call(target_of(name), place, dim, places, *source, **named)
 
 
 def index_add(drawing: Drawing, name: str) -> list[Place]:
@@ -242,10 +243,23 @@ def index_add(drawing: Drawing, name: str) -> list[Place]:
     dim = drawing.dimension(place)
     places = drawing.buffer(torch.arange(0, drawing.shape(place)[dim], 2))
     (source,) = drawing.call(aten.index_select.default, place, dim, places)
-    return drawing.call(target_of(name), place, dim, places, source)
+    how = ["amax"] if name.startswith("index_reduce") else []
+    return drawing.call(target_of(name), place, dim, places, source, *how)
+
+
+def index_fill(drawing: Drawing, name: str) -> list[Place]:
+    place = drawing.positive(drawing.value())
+    dim = drawing.dimension(place)
+    places = drawing.buffer(torch.arange(0, drawing.shape(place)[dim], 2))
+    value = 2.0 if name.endswith("Scalar") else drawing.call(aten.scalar_tensor.default, 2.0)[0]
+    return drawing.call(target_of(name), place, dim, places, value)
 
 
 def unpool(drawing: Drawing, name: str) -> list[Place]:
+    if name == "max_unpool3d.default":
+        place = drawing.value(5)
+        made, places = drawing.call(aten.max_pool3d_with_indices.default, place, [2, 2, 2])
+        return drawing.call(target_of(name), made, places, list(drawing.shape(place)[2:]), [2, 2, 2], [0, 0, 0])
     place = drawing.value(4)
     made, places = drawing.call(aten.max_pool2d_with_indices.default, place, [2, 2])
     return drawing.call(target_of(name), made, places, list(drawing.shape(place)[2:]))

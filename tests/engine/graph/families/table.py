@@ -43,6 +43,7 @@ OF_RULE: dict[Callable[..., Any], Family] = {
     expand.repeat_interleave: shapes.repeat,
     gathering_rules.gather: shapes.gathering,
     gathering_rules.index_add: shapes.index_add,
+    gathering_rules.index_fill: shapes.index_fill,
     gathering_rules.index_put: shapes.index_put,
     gathering_rules.scatter: shapes.gathering,
     gathering_rules.select_scatter: shapes.scatter_part,
@@ -108,18 +109,26 @@ _BATCH = "runs over the batch too, so that a sample's result depends on the othe
 _TABLES = "makes a table of positions from numbers alone; what it is made of stays whole"
 NOT_DRAWN: dict[str, str] = {
     "affine_grid_generator.default": "is given the sizes of a batch; what it is made of stays whole",
+    "all.default": _BATCH,
     "alpha_dropout.default": "is told whether it trains and does nothing when it does not",
+    "alpha_dropout_.default": "is told whether it trains and does nothing when it does not",
+    "any.default": _BATCH,
     "bucketize.Tensor": _TABLES,
     "mean.default": _BATCH,
+    "norm.Scalar": _BATCH,
+    "norm.ScalarOpt_dtype": _BATCH,
     "one_hot.default": _TABLES,
+    "prod.default": _BATCH,
     "searchsorted.Tensor": _TABLES,
     "std.default": _BATCH,
+    "std_mean.default": _BATCH,
     "stft.center": "wants a signal far longer than the networks here have",
     "stft.default": "wants a signal far longer than the networks here have",
     "sum.default": _BATCH,
     "tril_indices.default": _TABLES,
     "triu_indices.default": _TABLES,
     "var.default": _BATCH,
+    "var_mean.default": _BATCH,
 }
 """Operators with a channel rule that no network here has, and why not."""
 

@@ -13,8 +13,9 @@ from worker.engine.graph.ops.table import OPS
 
 aten = torch.ops.aten
 
-_BOOLEAN = re.compile(r"__(and|or|xor)__|bitwise_|logical_")
-_WITHIN_ONE = ("acos", "asin", "atanh", "logit")
+_BOOLEAN = re.compile(r"__i?(and|or|xor)__|bitwise_|logical_")
+_WHOLE = re.compile(r"bitwise_(left|right)_shift")
+_WITHIN_ONE = ("acos", "asin", "atanh", "erfinv", "logit", "special_ndtri")
 _PLAIN: dict[str, Any] = {"number": 0.5, "float": 0.5, "bool": False, "str": "floor", "Device": torch.device("cpu")}
 
 
@@ -22,13 +23,15 @@ def by_schema(drawing: Drawing, name: str) -> list[Place]:
     """Tensors that can be broadcast to the first one, truths where these are wanted, a plain value of its type else."""
     schema = target_of(name)._schema
     first = drawing.positive(drawing.value())
-    packet = name.split(".")[0]
+    packet = name.split(".")[0].removesuffix("_")
     if packet in _WITHIN_ONE:
         (first,) = drawing.call(aten.mul.Scalar, first, 0.6)
     if packet in ("_conj", "imag"):
         (first,) = drawing.call(aten.complex.default, first, first)
     if packet == "acosh":
         (first,) = drawing.call(aten.add.Scalar, first, 1.0)
+    if name.startswith("float_power_"):  # which writes numbers of double precision
+        (first,) = drawing.call(aten.to.dtype, first, torch.float64)
     args: list[Any] = []
     kwargs: dict[str, Any] = {"min": 0.7} if name in ("clamp.default", "clamp_.default") else {}
     for argument in schema.arguments:
@@ -37,16 +40,24 @@ def by_schema(drawing: Drawing, name: str) -> list[Place]:
             continue
         if kind == "Tensor" or (kind == "Optional[Tensor]" and name.startswith("clamp")):
             value: Any = first if not args else companion(drawing, first)
-            if _BOOLEAN.match(name) or argument.name in ("mask", "condition"):
+            if _WHOLE.match(name):
+                (value,) = drawing.call(aten.to.dtype, value, torch.int64)
+            elif _BOOLEAN.match(name) or argument.name in ("mask", "condition"):
                 (value,) = drawing.call(aten.gt.Scalar, value, 1.0)
-            if name.startswith("masked_fill") and argument.name == "value":
+            if name.startswith(("masked_fill", "fill")) and argument.name == "value":
                 (value,) = drawing.call(aten.scalar_tensor.default, 2.0)
         elif argument.has_default_value():
             continue
         elif argument.name == "dtype":
             value = torch.float32
         else:
-            value = True if _BOOLEAN.match(name) else _PLAIN.get(kind, 2 if kind == "int" else None)
+            value = (
+                2
+                if _WHOLE.match(name)
+                else True
+                if _BOOLEAN.match(name)
+                else _PLAIN.get(kind, 2 if kind == "int" else None)
+            )
         if argument.kwarg_only:
             kwargs[argument.name] = value
         else:
@@ -79,6 +90,8 @@ def reduction(drawing: Drawing, name: str) -> list[Place]:
 
 def pooling(spatial: int, drawing: Drawing, name: str) -> list[Place]:
     place = drawing.value(spatial + 2)
+    if "upsample" in name and name.endswith(".default"):
+        return drawing.call(target_of(name), place, [6] * spatial, *([] if "nearest" in name else [False]))
     if "upsample" in name:
         aligned = () if "nearest" in name else (False,)
         return drawing.call(target_of(name), place, None, *aligned, [2.0] * spatial)
@@ -99,7 +112,7 @@ def over_dimension(drawing: Drawing, name: str) -> list[Place]:
         return drawing.call(target_of(name), place, [dim])
     if packet == "roll":
         return drawing.call(target_of(name), place, [1], [dim])
-    if packet == "topk":
+    if packet in ("topk", "kthvalue"):
         return drawing.call(target_of(name), place, 2, dim)[:1]
     if packet in ("_softmax", "_log_softmax"):
         return drawing.call(target_of(name), place, dim, False)
