@@ -51,13 +51,8 @@ def by_schema(drawing: Drawing, name: str) -> list[Place]:
         elif argument.name == "dtype":
             value = torch.float32
         else:
-            value = (
-                2
-                if _WHOLE.match(name)
-                else True
-                if _BOOLEAN.match(name)
-                else _PLAIN.get(kind, 2 if kind == "int" else None)
-            )
+            plain = _PLAIN.get(kind, 2 if kind == "int" else None)
+            value = 2 if _WHOLE.match(name) else True if _BOOLEAN.match(name) else plain
         if argument.kwarg_only:
             kwargs[argument.name] = value
         else:
