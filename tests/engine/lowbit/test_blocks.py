@@ -16,7 +16,7 @@ from models.foretell import foretell
 from models.spec import Int4Step
 from models.spec_lowbit import BLOCKS
 from models.spec_types import Floor
-from tests.engine.sparsify.test_rounds import _EveryBatches as EveryBatches
+from tests.engine.lowbit.resuming import goes_on_from_every_state
 from tests.engine.subjects import dataset_for, lifted, run_in
 from worker.engine.checkpoint import restore_checkpoint, save_checkpoint
 from worker.engine.export.onnx import export_onnx
@@ -30,7 +30,7 @@ from worker.engine.measure.compare import outputs_of, relative_difference
 from worker.engine.measure.layers import layer_reports
 from worker.engine.measure.verify import verify
 from worker.engine.run import Run
-from worker.engine.subject import StepState, Subject
+from worker.engine.subject import Subject
 from worker.engine.train.step import run as finetune
 
 
@@ -172,26 +172,9 @@ TRAINING: dict[str, Any] = {"epochs": 2, "learning_rate": 1e-3, "batch_size": 16
 
 
 def test_training_goes_on_from_every_state_it_kept_to_the_same_bytes(tmp_path: Path) -> None:
-    whole, step = mixed(tmp_path), asked(**TRAINING)
-    kept: list[Path] = []
-    run = begun(whole, tmp_path)
-
-    def keep(state: StepState) -> None:
-        kept.append(tmp_path / f"{len(kept)}.safetensors")
-        save_checkpoint(whole, [], kept[-1], state)
-
-    run.keep_state, run.interrupts = keep, EveryBatches(4)
-    expected = quantize(whole, step, run)
-    start, *losses = (row["val_loss"] for row in expected["training"]["history"])
+    details = goes_on_from_every_state(mixed, begun, asked(**TRAINING), 4, tmp_path)
+    start, *losses = (row["val_loss"] for row in details["training"]["history"])
     assert min(losses) < start, "it learns"
-    assert len(kept) >= 2
-    for path in kept:
-        resumed = mixed(tmp_path)
-        again = begun(resumed, tmp_path)
-        _, again.state = restore_checkpoint(resumed, path)
-        assert quantize(resumed, step, again) == expected
-        for name, value in whole.graph.state_dict().items():
-            assert torch.equal(resumed.graph.state_dict()[name], value), (path.name, name)
 
 
 def test_a_finished_step_is_replayed(tmp_path: Path) -> None:

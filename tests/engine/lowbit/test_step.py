@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from models.errors import Failure
 from models.foretell import foretell
 from models.spec import BinaryStep, CodebookStep, Int4Step, SparsifyStep, TernaryStep
+from tests.engine.lowbit.resuming import goes_on_from_every_state
 from tests.engine.sparsify.test_rounds import _EveryBatches as EveryBatches
 from tests.engine.subjects import dataset_for, lifted, run_in
 from worker.engine.checkpoint import restore_checkpoint, save_checkpoint
@@ -31,7 +32,7 @@ from worker.engine.measure.unpack import unpack
 from worker.engine.measure.verify import verify
 from worker.engine.run import Run
 from worker.engine.sparsify.step import run as sparsify
-from worker.engine.subject import StepState, Subject
+from worker.engine.subject import Subject
 from worker.engine.train.step import run as finetune
 
 LowBit = Int4Step | TernaryStep | BinaryStep | CodebookStep
@@ -215,24 +216,7 @@ def test_zeros_stay_zero_through_training(scheme: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("scheme", ["int4", "codebook"])
 def test_it_goes_on_from_every_state_it_kept_to_the_same_bytes(scheme: str, tmp_path: Path) -> None:
-    whole, step = mixed(tmp_path), asked(scheme, **TRAINING)
-    kept: list[Path] = []
-    run = begun(whole, tmp_path)
-
-    def keep(state: StepState) -> None:
-        kept.append(tmp_path / f"{len(kept)}.safetensors")
-        save_checkpoint(whole, [], kept[-1], state)
-
-    run.keep_state, run.interrupts = keep, EveryBatches(3)
-    expected = quantize(whole, step, run)
-    assert len(kept) >= 2
-    for path in kept:
-        resumed = mixed(tmp_path)
-        again = begun(resumed, tmp_path)
-        _, again.state = restore_checkpoint(resumed, path)
-        assert quantize(resumed, step, again) == expected
-        for name, value in whole.graph.state_dict().items():
-            assert torch.equal(resumed.graph.state_dict()[name], value), (path.name, name)
+    goes_on_from_every_state(mixed, begun, asked(scheme, **TRAINING), 3, tmp_path)
 
 
 def test_a_finished_step_is_replayed_without_data(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import fx
 
 from models.errors import Code, Failure
-from worker.engine.graph.ops.call import arguments_of
+from worker.engine.graph.ops.call import arguments_of, call_before
 
 aten = torch.ops.aten
 _SUM, _MEAN, _MAX = range(3)
@@ -39,10 +39,10 @@ def in_rows(node: fx.Node) -> None:
         raise Failure(Code.UNSUPPORTED_OP, f"{node.name} is asked where its values came from", where=node.name)
     table, padding = arguments["weight"], arguments["padding_idx"]
     rows = [*_shape(indices), _shape(table)[1]]
-    found = _before(node, rows, aten.embedding.default, table, indices)
+    found = call_before(node, rows, aten.embedding.default, table, indices)
     if scales is not None:
-        scales = _before(node, [*rows[:2], 1], aten.unsqueeze.default, scales, -1)
-        found = _before(node, rows, aten.mul.Tensor, found, scales)
+        scales = call_before(node, [*rows[:2], 1], aten.unsqueeze.default, scales, -1)
+        found = call_before(node, rows, aten.mul.Tensor, found, scales)
     if padding is None or (padding < 0 and node.target is not aten.embedding_bag.padding_idx):
         reduced = _reduced(node, found, arguments["mode"])
     else:
@@ -56,27 +56,27 @@ def in_rows(node: fx.Node) -> None:
 def _reduced(node: fx.Node, found: fx.Node, mode: int) -> fx.Node:
     target = {_SUM: aten.sum.dim_IntList, _MEAN: aten.mean.dim, _MAX: aten.amax.default}[mode]
     rows = _shape(found)
-    return _before(node, [rows[0], rows[2]], target, found, [1])
+    return call_before(node, [rows[0], rows[2]], target, found, [1])
 
 
 def _reduced_but(node: fx.Node, found: fx.Node, indices: fx.Node, padding: int, mode: int) -> fx.Node:
     """Without the places of the index `padding`; a bag of nothing else is zero."""
     rows = _shape(found)
-    pads = _before(node, rows[:2], aten.eq.Scalar, indices, padding)
-    pads = _before(node, [*rows[:2], 1], aten.unsqueeze.default, pads, -1)
+    pads = call_before(node, rows[:2], aten.eq.Scalar, indices, padding)
+    pads = call_before(node, [*rows[:2], 1], aten.unsqueeze.default, pads, -1)
     if mode == _MAX:
-        found = _before(node, rows, aten.masked_fill.Scalar, found, pads, float("-inf"))
+        found = call_before(node, rows, aten.masked_fill.Scalar, found, pads, float("-inf"))
         largest = _reduced(node, found, mode)
-        empty = _before(node, [rows[0], 1], aten.all.dim, pads, 1)
-        return _before(node, [rows[0], rows[2]], aten.masked_fill.Scalar, largest, empty, 0.0)
-    found = _before(node, rows, aten.masked_fill.Scalar, found, pads, 0.0)
+        empty = call_before(node, [rows[0], 1], aten.all.dim, pads, 1)
+        return call_before(node, [rows[0], rows[2]], aten.masked_fill.Scalar, largest, empty, 0.0)
+    found = call_before(node, rows, aten.masked_fill.Scalar, found, pads, 0.0)
     total = _reduced(node, found, _SUM)
     if mode == _SUM:
         return total
-    kept = _before(node, [*rows[:2], 1], aten.logical_not.default, pads)
-    kept = _before(node, [rows[0], 1], aten.sum.dim_IntList, kept, [1])
-    kept = _before(node, [rows[0], 1], aten.clamp_min.default, kept, 1)
-    return _before(node, _shape(total), aten.div.Tensor, total, kept)
+    kept = call_before(node, [*rows[:2], 1], aten.logical_not.default, pads)
+    kept = call_before(node, [rows[0], 1], aten.sum.dim_IntList, kept, [1])
+    kept = call_before(node, [rows[0], 1], aten.clamp_min.default, kept, 1)
+    return call_before(node, _shape(total), aten.div.Tensor, total, kept)
 
 
 def _begin_every_row(arguments: dict[str, Any], indices: fx.Node) -> bool:
@@ -121,10 +121,3 @@ def _rows(flat: Any) -> fx.Node | None:
 
 def _shape(node: fx.Node) -> list[Any]:
     return list(node.meta.get("shape", ()))
-
-
-def _before(node: fx.Node, shape: list[Any], target: Any, *args: Any) -> fx.Node:
-    with node.graph.inserting_before(node):
-        made = node.graph.call_function(target, args)
-    made.meta = {**node.meta, "shape": list(shape)}
-    return made

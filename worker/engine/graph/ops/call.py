@@ -183,6 +183,14 @@ def set_argument(node: fx.Node, name: str, value: Any) -> None:
     raise KeyError(name)
 
 
+def call_before(node: fx.Node, shape: Sequence[int | None], target: Any, *args: Any) -> fx.Node:
+    """A call ahead of `node` whose result has that shape, and otherwise is like it."""
+    with node.graph.inserting_before(node):
+        made = node.graph.call_function(target, args)
+    made.meta = {**node.meta, "shape": list(shape)}
+    return made
+
+
 def tensor_operands(arguments: dict[str, Any]) -> Iterator[tuple[str, int, fx.Node]]:
     """Every argument that is a tensor, with its name and its place in a list argument."""
     for name, argument in arguments.items():

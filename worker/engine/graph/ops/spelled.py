@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import fx
 
-from worker.engine.graph.ops.call import arguments_of
+from worker.engine.graph.ops.call import arguments_of, call_before
 
 aten = torch.ops.aten
 
@@ -125,7 +125,7 @@ def _at_least(rank: int) -> Callable[[fx.Node], None]:
                 shape = list(source.meta["shape"])
                 dim = len(shape) if len(shape) == 2 else 0
                 shape.insert(dim, 1)
-                source = _before(item, shape, aten.unsqueeze.default, source, dim)
+                source = call_before(item, shape, aten.unsqueeze.default, source, dim)
             if "shape" in source.meta:
                 _replace(item, aten.alias.default, source)
 
@@ -155,7 +155,7 @@ def _chained(node: fx.Node) -> None:
         middle = least(first, last)[1]
         left, right = product(first, middle), product(middle + 1, last)
         shape = [*left.meta.get("shape", [])[:-1], *right.meta.get("shape", [])[1:]]
-        return _before(node, shape, aten.matmul.default, left, right)
+        return call_before(node, shape, aten.matmul.default, left, right)
 
     _replace(node, aten.alias.default, product(0, len(factors) - 1))
 
@@ -187,14 +187,6 @@ def _replace(node: fx.Node, target: Any, *args: Any, **kwargs: Any) -> None:
         made = node.graph.call_function(target, args, kwargs)
     made.meta = dict(node.meta)
     node.replace_all_uses_with(made)
-
-
-def _before(node: fx.Node, shape: Sequence[int | None], target: Any, *args: Any) -> fx.Node:
-    """A call ahead of `node` whose result has that shape, and otherwise is like it."""
-    with node.graph.inserting_before(node):
-        made = node.graph.call_function(target, args)
-    made.meta = {**node.meta, "shape": list(shape)}
-    return made
 
 
 SPELLED: dict[str, Callable[[fx.Node], None]] = {
