@@ -92,13 +92,15 @@ class StepReport(_Frozen):
 
 class LayerReport(_Frozen):
     """One layer before and after. `bits` of a weight, those of scales and tables included where weights are stored as
-    codes. `sqnr_db` is the signal to quantization-noise ratio of its output, in dB."""
+    codes; `input_bits` of the numbers that it multiplies them by: 8 where products are of integers. `sqnr_db` is the
+    signal to quantization-noise ratio of its output, in dB."""
 
     name: str
     kind: str
     channels_before: int | None
     channels_after: int | None
     bits: float
+    input_bits: int
     sqnr_db: float | None = None
     sparsity: float
 

@@ -32,7 +32,7 @@ def layers(rows: Sequence[LayerReport]) -> list[Child]:
         ]
         highest = max(layer.sqnr_db for layer in rows if layer.sqnr_db is not None)
         drawn.append(_chart("Signal to quantization noise (dB; more is better), layer by layer", noise, highest, rows))
-    headings = ("layer", "kind", "channels", "", "bits", "zeros", "SQNR")
+    headings = ("layer", "kind", "channels", "", "bits", "input bits", "zeros", "SQNR")
     body = [_row(place, layer) for place, layer in enumerate(rows)]
     caption = f"{len(rows)} layers"
     return [
@@ -73,6 +73,7 @@ def _row(place: int, layer: LayerReport) -> Html:
         channels,
         element("td", drawing, class_="draw"),
         number(layer.bits, "{:.4g}".format, f"{at}/bits"),
+        number(layer.input_bits, str, f"{at}/input_bits"),
         number(layer.sparsity, percent, f"{at}/sparsity"),
         "–" if layer.sqnr_db is None else number(layer.sqnr_db, decibels, f"{at}/sqnr_db"),
     )

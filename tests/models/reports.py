@@ -67,6 +67,7 @@ def layer(name: str, place: int) -> LayerReport:
         channels_before=64,
         channels_after=64 - place % 40,
         bits=8 if place % 2 else 32,
+        input_bits=8 if place % 2 else 32,
         sqnr_db=33.25 + place % 7 if place % 2 else None,
         sparsity=(place % 10) / 20,
     )

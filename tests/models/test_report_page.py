@@ -87,7 +87,8 @@ def test_every_number_shown_is_the_reports(name: str) -> None:
             fields |= {"peak_memory_bytes", "latency_ms/p50", "latency_ms/p95"}
             fields |= {"metrics/accuracy/value", "agreement_with_original/value"} if name != "without data" else set()
             assert {f"/files/0/{side}/{field}" for field in fields} <= told
-        assert {f"/layers/{place}/bits" for place in range(len(report.layers))} <= told
+        for field in ("bits", "input_bits"):
+            assert {f"/layers/{place}/{field}" for place in range(len(report.layers))} <= told
 
 
 @pytest.mark.parametrize("name", REPORTS)

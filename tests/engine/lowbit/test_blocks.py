@@ -165,7 +165,9 @@ def test_every_file_computes_it_and_says_which_layers_do(tmp_path: Path) -> None
     onnx.checker.check_model(model)
     assert [node.op_type for node in model.graph.node].count("MatMulNBits") == 3
     assert len([each for each in model.graph.initializer if each.name.endswith(".codes")]) == 5, "one a weight"
-    assert {row.kind for row in layer_reports(subject)} == {"Conv1d", "Embedding", "Linear"}
+    rows = layer_reports(subject)
+    assert {row.kind for row in rows} == {"Conv1d", "Embedding", "Linear"}
+    assert {row.name for row in rows if row.input_bits == 8} == set(details["inputs_in_8_bits"])
 
 
 TRAINING: dict[str, Any] = {"epochs": 2, "learning_rate": 1e-3, "batch_size": 16, "group_size": 32}

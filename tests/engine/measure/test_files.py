@@ -183,6 +183,7 @@ def test_the_table_of_layers_says_which_became_8_bit(files: Files) -> None:
     assert next(iter(rows)) == "features.0"
     first = rows["features.0"]
     assert (first.kind, first.channels_before, first.channels_after, first.bits) == ("Conv2d", 16, 16, 8)
+    assert first.input_bits == 8
     assert first.sqnr_db is not None
     assert 0 <= first.sparsity < 0.1
     untouched = subject_of("vgg")

@@ -67,6 +67,9 @@ def test_each_region_of_a_mixed_network_becomes_what_suits_it(tmp_path: Path) ->
     }
     assert "no 8-bit GRU" in details["kept_float"]["gru"]
     assert {row.bits for row in layer_reports(subject)} == {8}
+    assert {row.name: row.input_bits for row in layer_reports(subject)} == dict.fromkeys(details["forms"], 8) | {
+        "gru": 32
+    }
     assert set(details["sqnr_db"]) == set(details["forms"])
     with torch.no_grad():
         expected = outputs_of(subject.original(*subject.example_inputs(4, seed=5)))

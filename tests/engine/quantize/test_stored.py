@@ -81,8 +81,8 @@ def test_files_compute_what_the_engine_does(name: str, step: Step, least_db: flo
     with FreshProcess(tmp_path) as process:
         operators = process.census(tmp_path / "network.onnx")["operators"]
     assert operators.get("DequantizeLinear", 0) == 0
-    bits = {row.bits for row in layer_reports(subject)}
-    assert bits == {16 if isinstance(step, FloatStep) else 8}
+    bits = {(row.bits, row.input_bits) for row in layer_reports(subject)}
+    assert bits == {(16 if isinstance(step, FloatStep) else 8, 32)}
 
 
 @pytest.mark.parametrize(("step", "size"), [(FP16, 2), (INT8, 1), (E4M3, 1)])

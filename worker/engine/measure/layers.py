@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from models.report import LayerReport
+from worker.engine.graph.blocks import BlockLinear
 from worker.engine.graph.coded import Coded
 from worker.engine.graph.stored import Stored
 from worker.engine.subject import Subject
@@ -47,6 +48,7 @@ def layer_reports(subject: Subject) -> list[LayerReport]:
                 channels_before=_channels(before.get(name)),
                 channels_after=_channels(layer),
                 bits=8 if integer else _bits(held.get(id(weights[0])), weights[0]),
+                input_bits=8 if integer or isinstance(layer, BlockLinear) else 32,
                 sqnr_db=(quantization.sqnr_db if quantization is not None and integer else noise).get(name),
                 sparsity=zeros / total if total else 0.0,
             )
