@@ -132,8 +132,6 @@ class QatStep(Int8Choices, Training):
             raise ValueError("the better of the network before and after training is kept: leave `keep` out")
         if self.speed.precision != "float32":
             raise ValueError("8 bits are rounded in float32 alone: leave `speed.precision` out")
-        if self.speed.processes != 1:
-            raise ValueError("training for 8 bits runs in one process: leave `speed.processes` out")
         if self.speed.compile is not False:
             raise ValueError("ranges that are watched as they run are not compiled: leave `speed.compile` out")
         return self

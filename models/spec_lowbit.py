@@ -55,7 +55,7 @@ class LowBitStep(Training):
     """What schemes for weights of few bits have in common. Biases, norms and recurrent layers stay as they are, and
     so do activations, unless the step says otherwise."""
 
-    together: ClassVar[bool] = False
+    compiles: ClassVar[bool] = False
     step: Literal["quantize"]
     scheme: LowBitScheme
     epochs: Annotated[int, Field(ge=0, le=1000)] = Field(
@@ -83,9 +83,7 @@ class LowBitStep(Training):
         return self
 
     @model_validator(mode="after")
-    def _trains_in_one_process_as_it_is(self) -> LowBitStep:
-        if self.speed.processes not in (1, "auto"):
-            raise ValueError("training for few bits runs in one process: leave `speed.processes` out")
+    def _trains_as_it_is(self) -> LowBitStep:
         if self.speed.compile is True:
             raise ValueError("weights that are made as they are needed are not compiled: leave `speed.compile` out")
         return self

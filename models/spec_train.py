@@ -49,9 +49,9 @@ class Distill(Strict):
 
 
 class Training(Strict):
-    """How to train: what every step that does has in common. `together`: several processes can, or compiled kernels."""
+    """How to train: what every step that does has in common. `compiles`: through compiled kernels, where asked."""
 
-    together: ClassVar[bool] = True
+    compiles: ClassVar[bool] = True
 
     optimizer: Optimizer = Field(default=AdamW(), description='`"adamw"`, `"sgd"`, or one with its settings.')
     learning_rate: LearningRate = Field(
@@ -148,13 +148,13 @@ def trainings(steps: Sequence[Any]) -> list[tuple[str, Training]]:
 
 def team_size(steps: Sequence[Any], devices: int) -> int:
     """In how many processes some training of `steps` runs, at most, on a worker with so many devices."""
-    asked = [training.speed.processes for _, training in trainings(steps) if training.together]
+    asked = [training.speed.processes for _, training in trainings(steps)]
     return max((devices if count == "auto" else count for count in asked), default=1)
 
 
 def may_compile(steps: Sequence[Any]) -> bool:
     """Whether some training of `steps` compiles, or looks whether that pays."""
-    return any(training.speed.compile is not False for _, training in trainings(steps) if training.together)
+    return any(training.speed.compile is not False for _, training in trainings(steps) if training.compiles)
 
 
 def teacher_ids(steps: Sequence[Any]) -> dict[str, str]:

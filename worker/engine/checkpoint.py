@@ -17,10 +17,11 @@ from models.errors import Code, Failure
 from models.events import CheckpointEvent
 from models.report import StepReport
 from worker.engine.factorize.step import replay as replay_factorize
+from worker.engine.lowbit import pupil
 from worker.engine.lowbit.step import replay as replay_low_bit
 from worker.engine.prune.step import replay as replay_prune
 from worker.engine.quantize.dynamic.step import replay as replay_dynamic
-from worker.engine.quantize.qat.step import TRAINING, replay_training
+from worker.engine.quantize.qat import step as qat
 from worker.engine.quantize.step import replay as replay_quantize
 from worker.engine.quantize.stored.step import replay as replay_stored
 from worker.engine.run import Run
@@ -35,13 +36,14 @@ REPLAY = {
     "factorize": replay_factorize,
     "finetune": replay_finetune,
     "quantize": replay_quantize,
-    TRAINING: replay_training,
+    qat.TRAINING: qat.replay_training,
     "quantize dynamic": replay_dynamic,
     "quantize stored": replay_stored,
     "quantize int4": replay_low_bit,
     "quantize ternary": replay_low_bit,
     "quantize binary": replay_low_bit,
     "quantize codebook": replay_low_bit,
+    pupil.TRAINING: pupil.replay_training,
 }
 _REPORTS = TypeAdapter(list[StepReport])
 _NETWORK = "network."

@@ -30,6 +30,7 @@ from worker.engine.checkpoint import save_checkpoint
 from worker.engine.run import Run
 from worker.engine.subject import Subject
 from worker.engine.team import ALONE, Parted, Team
+from worker.engine.train.state import load_weights, weights_in
 
 PATIENCE = timedelta(minutes=30)
 """For others in one exchange. Between two of them the first process may judge the network, or write it down."""
@@ -143,6 +144,8 @@ class Crew:
         with ExitStack() as open_until_the_end:
             folder = Path(open_until_the_end.enter_context(tempfile.TemporaryDirectory(prefix="team-", dir=run.folder)))
             meeting, threads = Meeting(folder), max(1, self._request.threads // size)
+            if run.state is not None:  # A checkpoint has the network's weights once, as the subject's.
+                load_weights(subject.graph, weights_in(run.state))
             save_checkpoint(subject, [], meeting.checkpoint, run.state)
             members = []
             for rank in range(1, size):

@@ -12,24 +12,27 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from models.errors import Code, Failure
 from models.events import ProgressEvent
 from models.messages import CompressRequest, InputFile, NetworkFile
-from models.spec import FinetuneStep
+from models.spec import FinetuneStep, SparsifyStep, Step
 from tests.engine.subjects import lifted
 from tests.engine.train.test_options import stored
 from tests.engine.train.test_step import patterns, started
 from tests.worker.fleet import until
+from worker.engine.checkpoint import restore_checkpoint, save_checkpoint
 from worker.engine.crew import Crew
 from worker.engine.interrupts import Interrupts
+from worker.engine.pipeline import STEPS
 from worker.engine.run import Run
 from worker.engine.subject import StepState, Subject
 from worker.engine.train.state import Weights, copy_weights, load_weights
 from worker.engine.train.step import run
 
+STEP = TypeAdapter[Any](Step)
 SAMPLES = 171
 """Of which 137 are to train on: four batches of 32 and one of 9."""
 
@@ -55,6 +58,17 @@ class Plain(nn.Module):
         return y
 
 
+class Wide(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(1, 32, 3), nn.BatchNorm2d(32)
+        self.between, self.head = nn.Linear(32, 48), nn.Linear(48, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.head(self.between(self.bn(self.conv(x)).relu().mean((2, 3))).relu())
+        return y
+
+
 class Place:
     """A network and data in files, and what a training by `step` makes of them in so many processes."""
 
@@ -74,7 +88,7 @@ class Place:
 
     def run(self, processes: int | str) -> Run:
         speed = {**self._step.get("speed", {}), "processes": processes}
-        step = FinetuneStep.model_validate({"step": "finetune", "batch_size": 32, **self._step, "speed": speed})
+        step = STEP.validate_python({"step": "finetune", "batch_size": 32, **self._step, "speed": speed})
         torch.manual_seed(0)
         self.subject = lifted(self._module(), (torch.randn(2, 1, 8, 8),), self._folder)
         begun = started(self.subject, self._folder, self._arrays, step, **self._data)
@@ -87,14 +101,13 @@ class Place:
             device=self._device,
             threads=2,
         )
-        begun.gather = Crew(self.request).gather
+        begun.gather, begun.train = Crew(self.request).gather, run
         return begun
 
     def train(self, begun: Run) -> tuple[dict[str, Any], Weights]:
         assert begun.spec.steps is not None
         (step,) = begun.spec.steps
-        assert isinstance(step, FinetuneStep)
-        details = run(self.subject, step, begun)
+        details = STEPS[type(step)](self.subject, step, begun)
         return details, copy_weights(self.subject.graph)
 
 
@@ -134,6 +147,46 @@ def test_two_processes_train_what_one_does_through_batch_norm_and_go_on_to_the_s
     load_weights(place.subject.graph, {name.removeprefix("network."): value for name, value in state.tensors.items()})
     resumed, bits = place.train(again)
     assert resumed["history"] == together["history"]
+    assert all(torch.equal(value, bits[name]) for name, value in others.items())
+
+
+QUANTIZED: dict[str, dict[str, Any]] = {
+    "8 bits": {"method": "qat", "calibration_samples": 64, "learn_scales": True},
+    "4 bits by 8": {"scheme": "int4", "group_size": 16, "activations": "int8"},
+    "codebook": {"scheme": "codebook", "bits": 3},
+}
+
+
+@pytest.mark.parametrize("how", QUANTIZED)
+def test_two_processes_train_a_quantized_network_as_one_does_and_go_on_to_the_same_bits(
+    how: str, tmp_path: Path
+) -> None:
+    step = {"step": "quantize", "epochs": 2, "optimizer": "sgd", "learning_rate": 0.1, **QUANTIZED[how]}
+    place = Place(tmp_path, Wide, step, patterns(SAMPLES))
+
+    def begin(processes: int) -> Run:
+        begun, sparsify = place.run(processes), SparsifyStep(step="sparsify", amount=0.3)
+        STEPS[SparsifyStep](place.subject, sparsify, begun)
+        return begun
+
+    alone, _ = place.train(begin(1))
+    begun, kept = begin(2), list[Path]()
+
+    def keep(state: StepState) -> None:
+        kept.append(tmp_path / f"{len(kept)}.safetensors")
+        save_checkpoint(place.subject, [], kept[-1], state)
+
+    begun.keep_state, begun.interrupts = keep, Interrupts(checkpoint_seconds=0.0)
+    together, others = place.train(begun)
+    assert (alone["training"]["processes"], together["training"]["processes"]) == (1, 2)
+    assert alone["training"]["best_epoch"] > 0
+    assert_alike(alone["training"], together["training"], 1e-4)
+    assert alone["training"]["history"][-1]["val_loss"] < 0.99 * alone["training"]["history"][0]["val_loss"]
+
+    again = place.run(2)
+    _, again.state = restore_checkpoint(place.subject, kept[len(kept) // 2])
+    resumed, bits = place.train(again)
+    assert resumed == together
     assert all(torch.equal(value, bits[name]) for name, value in others.items())
 
 

@@ -7,7 +7,8 @@ which weight has which entry stays (Han et al., 2016). The training loop sees pa
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -49,6 +50,10 @@ class GridWeight(nn.Module):
     def coded(self) -> Coded:
         return self._grid.encode(self.latent.detach(), self.clips)
 
+    def as_record(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """What `source_of` makes it of again, as JSON and as tensors; without what it has learnt."""
+        return {"coding": asdict(self._grid.coding)}, {}
+
     def masks(self, mask: Tensor) -> dict[str, Tensor]:
         """What must stay zero so that what `mask` says of the weight does: zero is on every grid but the binary one."""
         return {"latent": mask}
@@ -57,11 +62,11 @@ class GridWeight(nn.Module):
 class CodebookWeight(nn.Module):
     codes: Tensor
 
-    def __init__(self, weight: Tensor, coding: Coding, seed: int, mask: Tensor | None) -> None:
+    def __init__(self, coded: Coded) -> None:
         super().__init__()
-        self._coded = encode_codebook(weight, coding, seed, mask)
-        self.codebook = nn.Parameter(self._coded.tables["codebook"].to(weight.device, copy=True))
-        self.register_buffer("codes", self._coded.codes.to(weight.device, copy=True))
+        self._coded = coded
+        self.codebook = nn.Parameter(coded.tables["codebook"].clone())
+        self.register_buffer("codes", coded.codes.clone())
 
     def forward(self) -> Tensor:
         return entries(self.codes, self.codebook, self._coded.shape)
@@ -70,6 +75,9 @@ class CodebookWeight(nn.Module):
         tables = {"codebook": self.codebook.detach().cpu().clone()}
         return replace(self._coded, codes=self.codes.cpu(), tables=tables)
 
+    def as_record(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        return self._coded.settings(), self._coded.tensors()
+
     def masks(self, mask: Tensor) -> dict[str, Tensor]:
         """Entry 0 is the zero of what is masked."""
         stays = torch.ones_like(self.codebook, dtype=torch.bool)
@@ -77,7 +85,17 @@ class CodebookWeight(nn.Module):
         return {"codebook": stays}
 
 
-def learning(weight: Tensor, coding: Coding, seed: int, mask: Tensor | None) -> GridWeight | CodebookWeight:
+Source = GridWeight | CodebookWeight
+
+
+def learning(weight: Tensor, coding: Coding, seed: int, mask: Tensor | None) -> Source:
     if coding.scheme == "codebook":
-        return CodebookWeight(weight, coding, seed, mask)
+        return CodebookWeight(encode_codebook(weight, coding, seed, mask)).to(weight.device)
     return GridWeight(weight, coding)
+
+
+def source_of(settings: Mapping[str, Any], tensors: Mapping[str, Tensor], weight: Tensor) -> Source:
+    """What `as_record` was asked of, before it learnt; `weight` has the shape of what it makes."""
+    if "coding" in settings:
+        return GridWeight(weight, Coding(**settings["coding"]))
+    return CodebookWeight(Coded.of(settings, tensors))

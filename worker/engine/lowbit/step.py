@@ -20,11 +20,12 @@ from models.spec import FinetuneStep, LowBitStep, Training
 from models.spec_types import Floor
 from models.statuses import Phase
 from worker.engine.graph.blocks import use_blocks
-from worker.engine.graph.coded import SOURCE, Coded, holders, make_weight
+from worker.engine.graph.coded import Coded, holders
 from worker.engine.lowbit.blocks import block_inputs
 from worker.engine.lowbit.floor import Versions, take_more
-from worker.engine.lowbit.learn import CodebookWeight, GridWeight, learning
+from worker.engine.lowbit.learn import GridWeight, Source, learning
 from worker.engine.lowbit.noise import output_sqnr_db, weight_sqnr_db
+from worker.engine.lowbit.pupil import Learns, pupil_of
 from worker.engine.run import Run
 from worker.engine.subject import Record, StepState, Subject
 
@@ -57,7 +58,7 @@ def run(subject: Subject, step: LowBitStep, run: Run) -> dict[str, Any]:
     subject.graph.to("cpu")
     exact = copy.deepcopy(subject.graph)
     network = copy.deepcopy(subject.graph) if step.epochs else subject.graph
-    sources: dict[str, GridWeight | CodebookWeight] = {}
+    sources: dict[str, Source] = {}
     with run.part(0.0, _ENCODING if step.epochs else 1.0):
         for index, each in enumerate(chosen):
             masks = [subject.masks.get(f"{layer}.weight") for layer in each.layers]
@@ -75,8 +76,7 @@ def run(subject: Subject, step: LowBitStep, run: Run) -> dict[str, Any]:
         raised = {layer for each in chosen if each.coding == EIGHT_BITS for layer in each.layers}
         float_inputs |= {layer: "its weight takes 8 bits, for the floor" for layer in blocks if layer in raised}
         blocks = {layer: block for layer, block in blocks.items() if layer not in raised}
-    for each_network in (subject.graph, network):
-        use_blocks(each_network, blocks)
+    use_blocks(subject.graph, blocks)
     stored_right_away = {name: source.coded() for name, source in sources.items()}
     weights_sqnr_db = {
         each.layers[0]: weight_sqnr_db(exact.get_parameter(each.parameter), stored_right_away[each.parameter].values())
@@ -84,11 +84,9 @@ def run(subject: Subject, step: LowBitStep, run: Run) -> dict[str, Any]:
     }
     training = None
     if step.epochs:
-        for each in chosen:
-            for layer in each.layers:
-                make_weight(network.get_submodule(layer), sources[each.parameter])
+        learners = {each.parameter: Learns(sources[each.parameter], each.layers) for each in chosen}
         with run.part(_ENCODING, 1 - _ENCODING):
-            training = _train(subject, network, step, run, chosen, sources, floor)
+            training = _train(pupil_of(subject, network, learners, blocks), step, run, floor)
     subject.coded = {name: source.coded() for name, source in sources.items()}
     _take_over(subject, network.cpu())
     layers = [layer for each in chosen for layer in each.layers]
@@ -171,7 +169,7 @@ def choose(graph: fx.GraphModule, step: LowBitStep) -> tuple[list[_Chosen], dict
 def _hold_floor(
     subject: Subject,
     chosen: list[_Chosen],
-    sources: Mapping[str, GridWeight | CodebookWeight],
+    sources: Mapping[str, Source],
     blocks: Mapping[str, int],
     floor: Floor,
     run: Run,
@@ -196,7 +194,7 @@ def _hold_floor(
 def _with_8_bits(
     subject: Subject,
     chosen: list[_Chosen],
-    sources: dict[str, GridWeight | CodebookWeight],
+    sources: dict[str, Source],
     layers: Sequence[str],
 ) -> list[_Chosen]:
     """`chosen` with 8 bits for `layers`, whose weights get other `sources`."""
@@ -211,28 +209,13 @@ def layers_in_order(graph: fx.GraphModule) -> list[tuple[str, str]]:
     return [(name, type(graph.get_submodule(name)).__name__) for name in names]
 
 
-def _train(
-    subject: Subject,
-    network: fx.GraphModule,
-    step: LowBitStep,
-    run: Run,
-    chosen: list[_Chosen],
-    sources: Mapping[str, GridWeight | CodebookWeight],
-    floor: Mapping[str, Any] | None,
-) -> dict[str, Any]:
-    """Train `network`, whose weights are made by `sources`; the better of before and after stays in it. What the
-    `floor` decided is kept with the state: elsewhere it might come out otherwise."""
+def _train(pupil: Subject, step: LowBitStep, run: Run, floor: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The better of before and after stays in `pupil`. What the `floor` decided is kept with the state: elsewhere it
+    might come out otherwise."""
     if run.train is None:
         raise Failure(Code.INTERNAL, "nothing here trains")
-    masks = dict(subject.masks)
-    for each in chosen:
-        for layer in each.layers:
-            if (mask := masks.pop(f"{layer}.weight", None)) is not None:
-                own = sources[each.parameter].masks(mask)
-                masks |= {f"{layer}.{SOURCE}.{name}": value for name, value in own.items()}
-    pupil = replace(subject, graph=network, records=[], masks=masks)
     fields = {name: getattr(step, name) for name in Training.model_fields}
-    fields["speed"] = step.speed.model_copy(update={"processes": 1, "compile": False})
+    fields["speed"] = step.speed.model_copy(update={"compile": False})
     state, keep_state = run.state, run.keep_state
     run.state = None if state is None else _renamed(state, _TRAINED, "network.")
     decided = {} if floor is None else {_FLOOR: dict(floor)}

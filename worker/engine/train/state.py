@@ -91,7 +91,7 @@ def restore(
     state: StepState, network: nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[Weights, Weights | None, Position]:
     """Put `state` back; the best weights so far, the average where there is one, and where to go on come back."""
-    load_weights(network, _part(state, "network."))
+    load_weights(network, weights_in(state))
     device = device_of(network)
     _restore_optimizer(state, network, optimizer)
     torch.set_rng_state(state.tensors["random.cpu"])
@@ -133,6 +133,10 @@ def _laid_out_like(parameter: nn.Parameter, value: Any) -> Any:
     # The count of steps is a scalar, and may live elsewhere than its parameter, which may be one too.
     alike = value.dim() > 0 and value.shape == parameter.shape
     return torch.empty_like(parameter).copy_(value) if alike else value.clone()
+
+
+def weights_in(state: StepState) -> Weights:
+    return _part(state, "network.")
 
 
 def _part(state: StepState, prefix: str) -> Weights:
