@@ -41,6 +41,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; without any, all")
     parser.add_argument("--jobs", type=int, default=1, help="networks at a time")
+    drawn = "architectures in `networks`, drawn at random (24); `all` take hours"
+    parser.add_argument("--drawn", type=lambda text: None if text == "all" else int(text), default=24, help=drawn)
     parser.add_argument("--gigabytes", type=float, default=3.0, help="of the network in `large`, which only runs named")
     chosen = parser.parse_args()
     if unknown := sorted({*chosen.parts} - {*PARTS, LARGE}):
@@ -55,7 +57,7 @@ def main() -> int:
     if "criteria" in wanted:
         criteria(console)
     if "networks" in wanted:
-        networks(console, chosen.jobs)
+        networks(console, chosen.jobs, chosen.drawn)
     if "sizes" in wanted:
         sizes(console)
     if "int8" in wanted:

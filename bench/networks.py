@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import multiprocessing
 import multiprocessing.connection
+import random
 import resource
 import signal
 import tempfile
@@ -54,8 +55,11 @@ class Outcome:
     whole: tuple[str, ...] = ()
 
 
-def networks(console: Console, jobs: int = 1, names: Sequence[str] = tuple(ARCHITECTURES)) -> None:
-    """Print one line a network, and what they come to."""
+def networks(console: Console, jobs: int = 1, drawn: int | None = None) -> None:
+    """Print one line a network, and what they come to: all of them, or so many, drawn at random and always the same."""
+    names = list(ARCHITECTURES)
+    if drawn is not None:
+        names = random.Random(0).sample(names, min(drawn, len(names)))
     pairs = {}
     with ThreadPoolExecutor(jobs) as pool:
         for name, pair in zip(names, pool.map(_both, names), strict=True):
