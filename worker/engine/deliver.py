@@ -207,6 +207,9 @@ def _measure(
     agreement: MetricValue | None = None
     sample, layers = _samples(subject, run, 1), _layers(subject)
     with FreshProcess(run.folder, threads) as process:
+        # First, one after the other in a process forked from this one: a large network is in memory once.
+        peaks = [process.peak_memory_bytes(path, sample) for path in (original, compressed)]
+        on_progress(0.15)
         latencies = process.latency([original, compressed], sample)  # the two take turns
         on_progress(0.3)
         if run.data is not None:
@@ -221,10 +224,9 @@ def _measure(
                 lambda done: on_progress(0.3 + 0.5 * done),
             )
             scores = (both[0], both[1])
-    # Only once that process has ended: a large network is in memory once.
     figures = [
-        measure_file(path, latency, sample, run.folder, threads, layers)
-        for path, latency in zip((original, compressed), latencies, strict=True)
+        measure_file(path, latency, peak, layers)
+        for path, latency, peak in zip((original, compressed), latencies, peaks, strict=True)
     ]
     whole = None if agreement is None else agreement.model_copy(update={"value": 1.0})
     return FilePair(

@@ -21,10 +21,7 @@ from worker.engine.export.onnx import export_onnx
 from worker.engine.export.pt2 import export_pt2
 from worker.engine.measure.compare import outputs_of
 from worker.engine.measure.layers import layer_reports
-from worker.engine.measure.runtime import (
-    FreshProcess,
-    peak_memory_bytes,
-)
+from worker.engine.measure.runtime import FreshProcess
 from worker.engine.measure.size import file_size_bytes, gzip_size_bytes
 from worker.engine.measure.verify import verify
 from worker.engine.quantize.step import run as quantize
@@ -146,11 +143,13 @@ def test_latency_is_measured_on_all_files_in_turns(files: Files, tmp_path: Path)
 
 
 def test_peak_memory_grows_with_what_is_computed(files: Files, tmp_path: Path) -> None:
-    one = peak_memory_bytes(files.float_onnx, inputs_of(files, 1), tmp_path)
-    many = peak_memory_bytes(files.float_onnx, inputs_of(files, 512), tmp_path)
     values = 512 * 16 * 32 * 32 * 4
-    assert 0 < one < values
-    assert many > values / 2
+    for path in (files.float_onnx, files.float_pt2):
+        with FreshProcess(tmp_path) as process:
+            one, many, again = (process.peak_memory_bytes(path, inputs_of(files, size)) for size in (1, 512, 1))
+        assert 0 < one < values
+        assert many > values / 2
+        assert again == pytest.approx(one, abs=values / 16), "whatever was measured before"
 
 
 def test_memory_is_measured_without_taking_what_the_starter_once_took(files: Files, tmp_path: Path) -> None:
@@ -165,7 +164,8 @@ def test_memory_is_measured_without_taking_what_the_starter_once_took(files: Fil
 
     watching = threading.Thread(target=look)
     watching.start()
-    peak_memory_bytes(files.float_onnx, inputs_of(files, 1), tmp_path)
+    with FreshProcess(tmp_path) as process:
+        process.peak_memory_bytes(files.float_onnx, inputs_of(files, 1))
     done.set()
     watching.join()
     assert 0 < largest < resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 2

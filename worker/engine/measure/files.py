@@ -6,8 +6,6 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
-
 from models.report import Content, Latency, MetricValue
 from models.spec import Task
 from worker.engine.data.dataset import Split
@@ -15,7 +13,7 @@ from worker.engine.measure.agreement import AgreementMeter
 from worker.engine.measure.contents import contents
 from worker.engine.measure.meters import meter_for
 from worker.engine.measure.metrics import BATCH_SIZE, metric_value
-from worker.engine.measure.runtime import FreshProcess, peak_memory_bytes
+from worker.engine.measure.runtime import FreshProcess
 from worker.engine.measure.size import file_size_bytes, gzip_size_bytes
 
 
@@ -31,22 +29,15 @@ class FileFigures:
     peak_memory_bytes: int
 
 
-def measure_file(
-    path: Path,
-    latency: Latency,
-    one_sample: tuple[Tensor, ...],
-    folder: Path,
-    threads: int,
-    layers: Collection[str],
-) -> FileFigures:
-    """Sizes, by `layers` too, and peak memory for one sample, in a process of its own."""
+def measure_file(path: Path, latency: Latency, peak_memory_bytes: int, layers: Collection[str]) -> FileFigures:
+    """What was measured of a file that ran, and its sizes, by `layers` too."""
     return FileFigures(
         name=path.name,
         size_bytes=file_size_bytes(path),
         gzip_bytes=gzip_size_bytes(path),
         contents=contents(path, layers),
         latency=latency,
-        peak_memory_bytes=peak_memory_bytes(path, one_sample, folder, threads),
+        peak_memory_bytes=peak_memory_bytes,
     )
 
 

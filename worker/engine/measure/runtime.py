@@ -76,7 +76,8 @@ class FreshProcess:
         return [self._latency(row["runtime"], row["milliseconds"], len(inputs[0]), load) for row in rows]
 
     def peak_memory_bytes(self, path: Path, inputs: Sequence[Tensor]) -> int:
-        """By how much opening and running the file raised the process' peak; ask a process that did nothing else."""
+        """By how much opening the file and running one batch raises the peak of a process (Linux VmHWM) that has run a
+        trivial network before; ask before anything else."""
         return int(self._ask("memory", path=str(path), inputs=self._write(inputs)))
 
     def digests(self, path: Path) -> dict[str, str]:
@@ -129,15 +130,6 @@ class FreshProcess:
         if "error" in answer:
             raise Failure(Code.VERIFICATION_FAILED, f"the runtime refused {name}: {answer['error']}", where=name)
         return answer["result"]
-
-
-def peak_memory_bytes(path: Path, inputs: Sequence[Tensor], folder: Path, threads: int = 1) -> int:
-    """Resident bytes that opening the file and running one batch cost in a process of its own.
-
-    The largest resident size after (Linux VmHWM), less the resident size once the runtime had run a trivial network.
-    """
-    with FreshProcess(folder, threads) as process:
-        return process.peak_memory_bytes(path, inputs)
 
 
 def _percentile(values: Sequence[float], share: float) -> float:

@@ -164,8 +164,10 @@ def _memory(path: str, threads: int, inputs: str) -> int:
     """Bytes by which opening the file and running one batch raises the largest resident size of a process.
 
     One forked for it: a program that is started inherits the largest size that its starter ever had, which for an
-    engine is gigabytes.
+    engine is gigabytes. To be asked before this process has opened any file.
     """
+    if not _is_onnx(path):
+        _wake_torch()  # Here too, once for all files; in one thread, so that none is missing in what is forked.
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -219,11 +221,22 @@ def _wake_torch() -> None:
 
     import torch
 
+    torch.set_num_threads(1)
+    torch.export.load(io.BytesIO(_trivial_program())).module()(torch.zeros(1, 8, 8, 8))
+
+
+@cache
+def _trivial_program() -> bytes:
+    """A `.pt2` file."""
+    import io
+
+    import torch
+    from torch import nn
+
+    layers = nn.Sequential(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 8)).eval()
     file = io.BytesIO()
-    example = torch.zeros(1, 1)
-    torch.export.save(torch.export.export(torch.nn.Linear(1, 1), (example,)), file)
-    file.seek(0)
-    torch.export.load(file).module()(example)
+    torch.export.save(torch.export.export(layers, (torch.zeros(1, 8, 8, 8),)), file)
+    return file.getvalue()
 
 
 def _fill_to_peak() -> mmap.mmap:
