@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 
 from models.criterion_rules import scaled_layers
 from models.factorize_foretell import taken_off
@@ -113,6 +114,30 @@ def foretell(steps: Sequence[Step], network: NetworkInspection) -> list[Left]:
             quantities = quantities | {"bytes": _as_stored(step, before, network, whole=whole)}
         found.append(Left(units, quantities, asked))
     return found
+
+
+def cuts_nothing(step: PruneStep, network: NetworkInspection) -> bool:
+    """Whether it is known that no unit of a network that nothing was cut from goes: counts decide it, or of all that
+    can go the least is more than twice what is asked for, so that nothing comes nearest."""
+    if step.structure == "groups":
+        return False
+    start = tuple(group.units for group in network.groups)
+    if _is_decided_by_counts(step, network):
+        return _simulated(step, network, start) == start
+    candidates, amount = _free(step, network, start), step.amount
+    exact = network.sizes is not None and network.sizes.exact
+    known = ("channels", *QUANTITIES) if exact else ("channels",)
+    if amount is None or amount.quantity not in known or any(each.policy.amount is not None for each in candidates):
+        return False
+    count = partial(_count, str(amount.quantity), network, candidates)
+    whole = count(start)
+    fraction, _ = goal(amount, whole)
+    for each in candidates:
+        for units in each.choices[1:2]:
+            left = (*start[: each.place], start[each.place] - units, *start[each.place + 1 :])
+            if fraction >= (1 - count(left) / whole) / 2:
+                return False
+    return True
 
 
 def _asked_of_layers(step: FactorizeStep, before: dict[str, Bounds]) -> dict[str, int]:
@@ -251,17 +276,10 @@ def _levels(
     amount = step.amount
     if amount is None or None not in fixed:
         return tuple(level or 0 for level in fixed)
-    quantity = amount.quantity
     start = list(kept)
     for each in candidates:
         start[each.place] = each.units_at_start
-
-    def count(left: Sequence[int]) -> int:
-        if quantity == "channels":
-            return sum(left[each.place] for each in candidates)
-        assert network.sizes is not None
-        return evaluate(getattr(network.sizes.most, str(quantity)), left)
-
+    count = partial(_count, str(amount.quantity), network, candidates)
     whole = count(start)
 
     def gone(levels: Levels) -> float:
@@ -275,6 +293,14 @@ def _levels(
         return (0,) * len(candidates)
     wanted = gone_after(step.schedule, number, fraction)
     return reach(candidates, fixed, alike(candidates, fixed), gone, wanted, near)
+
+
+def _count(quantity: str, network: NetworkInspection, candidates: Sequence[_Counted], left: Sequence[int]) -> int:
+    """What there is of a quantity while groups keep `left`; channels are those of the candidates."""
+    if quantity == "channels":
+        return sum(left[each.place] for each in candidates)
+    assert network.sizes is not None
+    return evaluate(getattr(network.sizes.most, quantity), left)
 
 
 def _own_level(step: PruneStep, each: _Counted, number: int) -> int | None:

@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from models.criteria import UnitCriterion, needs_gradients
 from models.criterion_rules import check_batch_norm, check_differentiation, check_gradients
 from models.errors import FieldProblem
+from models.foretell import cuts_nothing
 from models.globs import check_globs
 from models.inspection import DatasetInspection, GroupInfo, NetworkInspection
 from models.prune_policy import Policy, first_match, layers_of, mixes_criteria, policy_for, removable_counts
@@ -79,6 +80,13 @@ def check_prune(
         )
         problems.append(FieldProblem(pointer=f"{pointer}/layers", message=message))
     problems = problems or list(_check_amounts(step, network, free, pointer))
+    if not problems and cuts_nothing(step, network):
+        message = (
+            f"Nothing would be removed: channels go so many at a time (`round_to` is {step.round_to}), and none at all "
+            "come nearest to what is asked for. Ask for more or lower `round_to`."
+        )
+        where = f"{pointer}/amount" if spec.steps is not None and step.amount is not None else pointer
+        problems = [FieldProblem(pointer=where, message=message)]
     yield from problems
 
 

@@ -136,6 +136,18 @@ REFUSED: dict[str, tuple[dict[str, Any], NetworkInspection, str, str]] = {
         "/steps/0/amount/channels",
         "0.01 of 52 channels is less than one. Ask for at least 0.019",
     ),
+    "less than half of the smallest step": (
+        prune(amount={"channels": 0.07}),
+        HEADLESS,
+        "/steps/0/amount",
+        "channels go so many at a time (`round_to` is 8), and none at all come nearest to what is asked for",
+    ),
+    "less than half of a step in every layer": (
+        prune(amount={"channels": 0.08}, scope="layer"),
+        HEADLESS,
+        "/steps/0/amount",
+        "none at all come nearest to what is asked for. Ask for more or lower `round_to`",
+    ),
 }
 
 
@@ -154,6 +166,8 @@ ALLOWED: dict[str, dict[str, Any]] = {
     ),
     "bytes, measured later": prune(amount={"target": {"bytes": 10}}),
     "a latency": prune(amount={"target": {"latency_ms": 3.0}}),
+    "half of the smallest step": prune(amount={"channels": 0.09}),
+    "half of a step in one layer": prune(amount={"channels": 0.09}, scope="layer"),
     "a threshold": prune(amount={"threshold": 0.5}),
     "skipping what is frozen anyway": prune(amount=HALF, layers=[{"match": "fc", "skip": True}]),
     "a special case before the rule": prune(

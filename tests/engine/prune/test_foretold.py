@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from models.foretell import Bounds, foretell
+from models.errors import Failure
+from models.foretell import Bounds, cuts_nothing, foretell
 from models.spec import PruneStep
 from tests.engine.subjects import dataset_for, run_in, subject_of
 from worker.engine.graph.cost import macs, parameters
@@ -108,3 +109,21 @@ def test_after_one_ranking_the_next_step_is_foretold_within_bounds(tmp_path: Pat
         for quantity, count in counted(subject).items():
             assert left.quantities[quantity].least <= count <= left.quantities[quantity].most
     assert foretold[1].quantities["macs"].most < foretold[0].quantities["macs"].most
+
+
+@pytest.mark.parametrize("scope", ["global", "layer"])
+@pytest.mark.parametrize("quantity", ["channels", "parameters", "macs"])
+def test_what_is_foretold_to_cut_nothing_cuts_nothing(quantity: str, scope: str, tmp_path: Path) -> None:
+    found = {}
+    for fraction in (0.0002, 0.002, 0.01, 0.04, 0.3):
+        subject = subject_of("resnet18")
+        step = PruneStep.model_validate({"step": "prune", "scope": scope, "amount": {quantity: fraction}})
+        found[fraction] = cuts_nothing(step, describe_network(subject, "pt2"))
+        if found[fraction]:
+            with pytest.raises(Failure, match="less than the smallest step of 8 channels"):
+                prune(subject, step, tmp_path)
+        elif scope == "layer":
+            prune(subject, step, tmp_path)
+            assert subject.records, "counts decide it"
+    assert found[0.0002]
+    assert not found[0.3]
