@@ -195,7 +195,7 @@ def _train(graph: fx.GraphModule, args: tuple[Tensor, ...]) -> list[float]:
             break
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        still = [path for path, value in trained.named_parameters() if value.grad is None]
+        still = [path for path, value in trained.named_parameters() if value.requires_grad and value.grad is None]
         if still:
             raise ValueError(f"no gradient reaches {', '.join(still[:5])}")
         torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0)

@@ -69,8 +69,10 @@ def _is_norm(part: nn.Module) -> bool:
 
 
 def _reduce(part: Any, positions: Tensor) -> None:
-    """Let a normalisation work on the positions that stay, and put zeros at the others."""
+    """Let a normalisation work on the positions that stay, and put zeros at the others. Where it reads something at
+    the others all the same, only its scale is what was removed, and it works on all."""
     channels, dims = part.weight.numel(), _dims(part)
+    scaled_alone = copy.deepcopy(part)
     for name, parameter in list(part.named_parameters(recurse=False)):
         setattr(part, name, nn.Parameter(parameter.detach()[positions]))
     if hasattr(part, "normalized_shape"):
@@ -83,6 +85,9 @@ def _reduce(part: Any, positions: Tensor) -> None:
 
     def forward(x: Tensor, *more: Any) -> Tensor:
         dim = next(dim for dim in dims if x.shape[dim] == channels)
+        if bool(torch.count_nonzero(x) > torch.count_nonzero(x.index_select(dim, positions))):
+            scaled: Tensor = scaled_alone(x, *more)
+            return scaled
         result = inner(x.index_select(dim, positions), *more)
         return torch.zeros_like(x, dtype=result.dtype).index_copy(dim, positions, result)
 

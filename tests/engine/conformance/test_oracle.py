@@ -33,6 +33,21 @@ class RootMeanSquareNorm(nn.Module):
         return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
 
 
+class NormalizedHeads(nn.Module):
+    """Queries normalised head by head: whole heads can go, and features of what the norm gives, not what it reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.out = (nn.Linear(16, 16) for _ in range(4))
+        self.norm = RootMeanSquareNorm(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (layer(x).unflatten(-1, (2, 8)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        y = torch.softmax(self.norm(q) @ self.norm(k).transpose(-1, -2), -1) @ v
+        result: Tensor = self.out(y.transpose(1, 2).flatten(2))
+        return result
+
+
 def _tokens(norm: nn.Module) -> nn.Module:
     return nn.Sequential(nn.Linear(16, 24), norm, nn.GELU(), nn.Linear(24, 3))
 
@@ -46,6 +61,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
     "layer_norm_without_weights": (lambda: _tokens(nn.LayerNorm(24, elementwise_affine=False)), TOKENS),
     "rms_norm": (lambda: _tokens(nn.RMSNorm(24)), TOKENS),
     "rms_norm_written_as_arithmetic": (lambda: _tokens(RootMeanSquareNorm(24)), TOKENS),
+    "rms_norm_of_heads": (NormalizedHeads, TOKENS),
     "group_norm": (lambda: _image(nn.GroupNorm(4, 24)), IMAGES),
     "group_norm_of_all": (lambda: _image(nn.GroupNorm(1, 24)), IMAGES),
 }
