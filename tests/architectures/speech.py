@@ -48,6 +48,17 @@ def _vision(kind: str, config: str, outputs: tuple[str, ...] = ("logits",), **se
     )
 
 
+def _above_zero(build: Build, bias: str) -> Build:
+    """With a bias so large that the last ReLU lets something through."""
+
+    def built() -> tuple[torch.nn.Module, tuple[Tensor, ...]]:
+        module, inputs = build()
+        torch.nn.init.constant_(module.get_parameter(bias), 2.0)
+        return module, inputs
+
+    return built
+
+
 def _towers(kind: str, config: str) -> Build:
     text = {**_ENCODER, "vocab_size": 64, "max_position_embeddings": 16, "projection_dim": 48}
     vision = {**_ENCODER, "image_size": 32, "patch_size": 8, "projection_dim": 48}
@@ -142,16 +153,19 @@ SPEECH: Registry = {
         patch_size=16,
         num_detection_tokens=10,
     ),
-    "dpt": _vision(
-        "DPTForDepthEstimation",
-        "DPTConfig",
-        ("predicted_depth",),
-        **{**_ENCODER, "num_hidden_layers": 4},
-        image_size=64,
-        patch_size=16,
-        backbone_out_indices=[0, 1, 2, 3],
-        neck_hidden_sizes=[16, 16, 16, 16],
-        fusion_hidden_size=16,
+    "dpt": _above_zero(
+        _vision(
+            "DPTForDepthEstimation",
+            "DPTConfig",
+            ("predicted_depth",),
+            **{**_ENCODER, "num_hidden_layers": 4},
+            image_size=64,
+            patch_size=16,
+            backbone_out_indices=[0, 1, 2, 3],
+            neck_hidden_sizes=[16, 16, 16, 16],
+            fusion_hidden_size=16,
+        ),
+        "model.head.head.4.bias",
     ),
     "cvt": _vision(
         "CvtForImageClassification",

@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 from models.errors import Code, Failure
 from tests.architectures.registry import Build
 from tests.architectures.table import OVER_CHANNELS
-from tests.engine.conformance.oracle import kept_in_original, masked_original
+from tests.engine.conformance.oracle import every_part_called, kept_in_original, masked_original
 from tests.engine.graph.cuts import half_of, tensors
 from tests.networks import export_pt2
 from worker.engine.export.onnx import export_onnx
@@ -54,6 +54,7 @@ class Row:
     """From the network as its author wrote it, masked; see `oracle.py`."""
     judged: bool = True
     effect: float | None = None
+    silent: bool = False
     rounding: float = 0.0
     """From the same network in double precision: some magnify rounding, and other kernels round otherwise."""
     parameters: int | None = None
@@ -81,6 +82,8 @@ class Row:
             found.append(f"cut, it is {self.mask_difference} off the masked one")
         if self.judged and not within(self.original_difference, max(ORIGINAL_TOLERANCE, 10 * self.rounding)):
             found.append(f"cut, it is {self.original_difference} off the original without what was removed")
+        if self.silent:
+            found.append("cut, it gives nothing but zeros, and those say nothing")
         if self.effect is None or not VACUOUS < self.effect < math.inf:
             found.append(f"what was removed changes the output by {self.effect} only")
         if not within(self.batch_difference, max(BATCH_TOLERANCE, 10 * self.rounding)):
@@ -126,8 +129,10 @@ def _conform(row: Row, build: Build, folder: Path) -> None:
     row.mask_difference = prove(before, channels, removed, subject.graph, args)
     with torch.no_grad():
         if row.judged:
-            row.original_difference = difference(masked_original(module, kept)(*args), subject.graph(*args))
+            with every_part_called():
+                row.original_difference = difference(masked_original(module, kept)(*args), subject.graph(*args))
         row.effect = difference(before(*args), subject.graph(*args))
+        row.silent = not any(bool(output.any()) for output in _floating(subject.graph(*args)))
     row.rounding = _rounding(subject.graph, args)
     row.batch_difference = _batch_difference(subject)
     row.losses = _train(subject.graph, args)
@@ -157,7 +162,16 @@ def _batch_difference(subject: Subject) -> float:
     with torch.no_grad():
         together = tensors(subject.graph(*inputs))
         alone = tensors(subject.graph(*(value[:2] for value in inputs)))
-    return max(_relative(first, second[:2]) for first, second in zip(alone, together, strict=True))
+    return max(_relative(first, _of_the_first(second, first)) for first, second in zip(alone, together, strict=True))
+
+
+def _of_the_first(together: Tensor, alone: Tensor) -> Tensor:
+    """The part of `together` that is about the samples of `alone`: of every dimension along which there are samples,
+    which are two where each of one input is held against each of another."""
+    for dim, size in enumerate(alone.shape):
+        if size != together.shape[dim]:
+            together = together.narrow(dim, 0, len(alone))
+    return together
 
 
 def _prunable(channels: Channels) -> tuple[float, dict[str, int]]:

@@ -8,7 +8,8 @@ is the list of what was removed.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -43,6 +44,17 @@ def masked_original(module: nn.Module, kept: Kept) -> nn.Module:
         if inputs is not None and "Std" in type(part).__name__:
             _narrow(part, inputs)
     return masked
+
+
+@contextmanager
+def every_part_called() -> Iterator[None]:
+    """Inside the block no layer of torch's reads the weights of its parts without calling them, as transformers do."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def kept_in_original(module: nn.Module, channels: Channels, plan: Cut, renames: Mapping[str, str]) -> Kept:
