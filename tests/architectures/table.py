@@ -30,3 +30,6 @@ OVER_CHANNELS = frozenset(
 )
 """Those whose own arithmetic takes a mean, a softmax or a length over channels: zeros there are not the same as fewer
 channels, so the original with zeros is no judge of the cut."""
+
+SCALED_ALONE = {"qwen3": ("q_norm", "k_norm")}
+"""Normalisations head by head, of which features of the result can go while those they read stay."""

@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 
 from models.errors import Code, Failure
 from tests.architectures.registry import Build
-from tests.architectures.table import OVER_CHANNELS
+from tests.architectures.table import OVER_CHANNELS, SCALED_ALONE
 from tests.engine.conformance.oracle import every_part_called, kept_in_original, masked_original
 from tests.engine.graph.cuts import half_of, tensors
 from tests.networks import export_pt2
@@ -130,7 +130,8 @@ def _conform(row: Row, build: Build, folder: Path) -> None:
     with torch.no_grad():
         if row.judged:
             with every_part_called():
-                row.original_difference = difference(masked_original(module, kept)(*args), subject.graph(*args))
+                masked = masked_original(module, kept, SCALED_ALONE.get(row.name, ()))
+                row.original_difference = difference(masked(*args), subject.graph(*args))
         row.effect = difference(before(*args), subject.graph(*args))
         row.silent = not any(bool(output.any()) for output in _floating(subject.graph(*args)))
     row.rounding = _rounding(subject.graph, args)

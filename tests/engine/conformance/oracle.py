@@ -8,7 +8,7 @@ is the list of what was removed.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,8 +24,9 @@ Kept = Mapping[str, dict[int, Tensor]]
 _PER_CHANNEL = (nn.modules.batchnorm._NormBase, nn.modules.instancenorm._InstanceNorm)
 
 
-def masked_original(module: nn.Module, kept: Kept) -> nn.Module:
-    """A copy of `module` without what is not kept: zeros in parameters and buffers, smaller normalisations."""
+def masked_original(module: nn.Module, kept: Kept, scaled_alone: Collection[str] = ()) -> nn.Module:
+    """A copy of `module` without what is not kept: zeros in parameters and buffers, smaller normalisations; but parts
+    called as in `scaled_alone` still read everything, and only scale less of it."""
     masked = copy.deepcopy(module).eval()
     tensors = {**dict(masked.named_parameters(remove_duplicate=False)), **dict(masked.named_buffers())}
     with torch.no_grad():
@@ -36,6 +37,8 @@ def masked_original(module: nn.Module, kept: Kept) -> nn.Module:
                 tensors[name].index_fill_(dim, lost.nonzero().squeeze(1), 0)
     for name, part in masked.named_modules():
         outputs = kept.get(f"{name}.weight", {}).get(0)
+        if name.rpartition(".")[2] in scaled_alone:
+            continue
         if outputs is not None and _is_norm(part):
             _reduce(part, outputs)
         elif isinstance(part, nn.LayerNorm) and part.weight is None:
@@ -81,10 +84,8 @@ def _is_norm(part: nn.Module) -> bool:
 
 
 def _reduce(part: Any, positions: Tensor) -> None:
-    """Let a normalisation work on the positions that stay, and put zeros at the others. Where it reads something at
-    the others all the same, only its scale is what was removed, and it works on all."""
+    """Let a normalisation work on the positions that stay, and put zeros at the others."""
     channels, dims = part.weight.numel(), _dims(part)
-    scaled_alone = copy.deepcopy(part)
     for name, parameter in list(part.named_parameters(recurse=False)):
         setattr(part, name, nn.Parameter(parameter.detach()[positions]))
     if hasattr(part, "normalized_shape"):
@@ -97,9 +98,6 @@ def _reduce(part: Any, positions: Tensor) -> None:
 
     def forward(x: Tensor, *more: Any) -> Tensor:
         dim = next(dim for dim in dims if x.shape[dim] == channels)
-        if bool(torch.count_nonzero(x) > torch.count_nonzero(x.index_select(dim, positions))):
-            scaled: Tensor = scaled_alone(x, *more)
-            return scaled
         result = inner(x.index_select(dim, positions), *more)
         return torch.zeros_like(x, dtype=result.dtype).index_copy(dim, positions, result)
 
