@@ -132,12 +132,13 @@ def cuts_nothing(step: PruneStep, network: NetworkInspection) -> bool:
     count = partial(_count, str(amount.quantity), network, candidates)
     whole = count(start)
     fraction, _ = goal(amount, whole)
-    for each in candidates:
-        for units in each.choices[1:2]:
-            left = (*start[: each.place], start[each.place] - units, *start[each.place + 1 :])
-            if fraction >= (1 - count(left) / whole) / 2:
-                return False
-    return True
+
+    def gone(place: int, units: int) -> float:
+        left = list(start)
+        left[place] -= units
+        return 1 - count(left) / whole
+
+    return all(fraction < gone(each.place, each.choices[1]) / 2 for each in candidates if len(each.choices) > 1)
 
 
 def _asked_of_layers(step: FactorizeStep, before: dict[str, Bounds]) -> dict[str, int]:

@@ -31,6 +31,11 @@ class Record:
     data: dict[str, Any]
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
 
+    def tensors_of(self, name: str) -> dict[str, Tensor]:
+        """Those that are kept as `name/…`, by what follows."""
+        prefix = f"{name}/"
+        return {key.removeprefix(prefix): value for key, value in self.tensors.items() if key.startswith(prefix)}
+
 
 @dataclass(frozen=True)
 class StepState:

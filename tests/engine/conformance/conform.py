@@ -127,13 +127,13 @@ def _conform(row: Row, build: Build, folder: Path) -> None:
     cut(channels, removed)
     row.parameters_left = parameters(subject.graph) / row.parameters
     row.mask_difference = prove(before, channels, removed, subject.graph, args)
-    with torch.no_grad():
+    with torch.no_grad(), every_part_called():
+        found = subject.graph(*args)
         if row.judged:
-            with every_part_called():
-                masked = masked_original(module, kept, SCALED_ALONE.get(row.name, ()))
-                row.original_difference = difference(masked(*args), subject.graph(*args))
-        row.effect = difference(before(*args), subject.graph(*args))
-        row.silent = not any(bool(output.any()) for output in _floating(subject.graph(*args)))
+            masked = masked_original(module, kept, SCALED_ALONE.get(row.name, ()))
+            row.original_difference = difference(masked(*args), found)
+        row.effect = difference(before(*args), found)
+        row.silent = not any(bool(output.any()) for output in _floating(found))
     row.rounding = _rounding(subject.graph, args)
     row.batch_difference = _batch_difference(subject)
     row.losses = _train(subject.graph, args)

@@ -50,10 +50,8 @@ def replay_training(subject: Subject, record: Record) -> None:
     """The network that was trained, as it began; a checkpoint carries what it had learnt."""
     learners = {}
     for parameter, said in record.data["sources"].items():
-        prefix = f"{parameter}/"
-        kept = {name.removeprefix(prefix): value for name, value in record.tensors.items() if name.startswith(prefix)}
         settings = {name: value for name, value in said.items() if name != "layers"}
-        source = source_of(settings, kept, subject.graph.get_parameter(parameter))
+        source = source_of(settings, record.tensors_of(parameter), subject.graph.get_parameter(parameter))
         learners[parameter] = Learns(source, tuple(said["layers"]))
     pupil = pupil_of(subject, subject.graph, learners, record.data["blocks"])
     subject.masks = pupil.masks

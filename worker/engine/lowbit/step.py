@@ -114,9 +114,7 @@ def replay(subject: Subject, record: Record) -> None:
     """Take codes and tables over; the checkpoint has the weights they stand for."""
     subject.coded = {}
     for name, settings in record.data["coded"].items():
-        prefix = f"{name}/"
-        tensors = {key.removeprefix(prefix): tensor for key, tensor in record.tensors.items() if key.startswith(prefix)}
-        subject.coded[name] = Coded.of(settings, tensors)
+        subject.coded[name] = Coded.of(settings, record.tensors_of(name))
     subject.coded_sqnr_db = record.data["sqnr_db"]
     use_blocks(subject.graph, record.data["blocks"])
 
