@@ -14,6 +14,7 @@ from models.foretell import foretell
 from models.spec import FloatStep, Fp8Step, LayerChoice, StoredStep
 from tests.engine.subjects import dataset_for, lifted, run_in, subject_of
 from tests.networks import randomised
+from worker.engine.checkpoint import restore_checkpoint, save_checkpoint
 from worker.engine.export.onnx import export_onnx
 from worker.engine.export.packed import export_packed
 from worker.engine.export.pt2 import export_pt2
@@ -128,6 +129,16 @@ def test_a_replay_computes_and_stores_the_same(step: Step, tmp_path: Path) -> No
     assert all(torch.equal(a, b) for a, b in zip(outputs(subject), outputs(again), strict=True))
     assert list(again.stored) == list(subject.stored)
     assert all(torch.equal(each.values(), again.graph.get_parameter(name)) for name, each in again.stored.items())
+
+
+@pytest.mark.parametrize("step", [FP16, INT8, E4M3])
+def test_a_checkpoint_of_several_layers_brings_it_back(step: Step, tmp_path: Path) -> None:
+    subject, again = stored("vit", step, tmp_path), subject_of("vit")
+    assert len(subject.stored) > 1
+    save_checkpoint(subject, [], tmp_path / "checkpoint.safetensors")
+    restore_checkpoint(again, tmp_path / "checkpoint.safetensors")
+    assert all(torch.equal(a, b) for a, b in zip(outputs(subject), outputs(again), strict=True))
+    assert list(again.stored) == list(subject.stored)
 
 
 def test_the_noise_of_each_layer_is_measured_with_data(tmp_path: Path) -> None:
