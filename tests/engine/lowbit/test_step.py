@@ -13,12 +13,14 @@ from pydantic import TypeAdapter
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from deploy.demo_network import SmallResNet
 from models.errors import Failure
 from models.foretell import foretell
 from models.spec import BinaryStep, CodebookStep, Int4Step, SparsifyStep, TernaryStep
 from tests.engine.lowbit.resuming import goes_on_from_every_state
 from tests.engine.sparsify.test_rounds import _EveryBatches as EveryBatches
 from tests.engine.subjects import dataset_for, lifted, run_in
+from tests.networks import randomised
 from worker.engine.checkpoint import restore_checkpoint, save_checkpoint
 from worker.engine.export.onnx import export_onnx
 from worker.engine.export.packed import export_packed
@@ -174,6 +176,25 @@ def begun(subject: Subject, folder: Path) -> Run:
 
 
 TRAINING = {"epochs": 2, "learning_rate": 1e-3, "batch_size": 16}
+
+
+@pytest.mark.parametrize(
+    "step",
+    [asked("int4", bits=bits) for bits in (6, 4, 3, 2)]
+    + [asked("codebook", bits=bits) for bits in (4, 2)]
+    + [asked("ternary"), asked("binary")],
+    ids=lambda step: f"{step.scheme} {getattr(step, 'bits', '')}",
+)
+def test_the_packed_file_of_a_small_network_is_too(step: LowBit, tmp_path: Path) -> None:
+    """With everything that stays float, and the header; a network of which the largest layer has half of the bytes."""
+    torch.manual_seed(0)
+    subject = lifted(randomised(SmallResNet()), (torch.randn(2, 1, 28, 28),), tmp_path)
+    details = quantize(subject, step, run_in(tmp_path))
+    export_packed(subject.network(), subject, tmp_path / "model.safetensors")
+    with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
+        program = file.get_tensor(".program").numel()
+    size = (tmp_path / "model.safetensors").stat().st_size - program
+    assert 0.85 * details["bytes"] <= size <= 1.05 * details["bytes"]
 
 
 @pytest.mark.parametrize("scheme", ["int4", "ternary", "binary", "codebook"])

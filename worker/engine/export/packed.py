@@ -31,14 +31,26 @@ from torch import Tensor, fx
 from worker.engine.export.pt2 import export_pt2
 from worker.engine.graph.coded import Coded, is_held
 from worker.engine.ingest.weights import DTYPES
-from worker.engine.measure.unpack import CODECS, DENSE, FORMAT, PROGRAM, Bytes, entry_of
+from worker.engine.measure.unpack import (
+    CODECS,
+    DENSE,
+    FORMAT,
+    LAYOUT,
+    MANIFEST,
+    PROGRAM,
+    SMALL,
+    Bytes,
+    entry_of,
+)
 from worker.engine.subject import Subject
 
 _SAMPLE = 1 << 16
 """Bytes of a plane that are deflated to see whether the rest is worth the time."""
 _WORTH = 0.95
-_ROW_BYTES = 100
+_ROW_BYTES = 40
 """About what the manifest needs to say more of a weight that is not stored as it is."""
+_SMALL = 2048
+"""An entry takes about 80 bytes of the header, which no reader expects deflated."""
 
 _Parts = dict[str, Tensor]
 
@@ -65,22 +77,27 @@ def pack(archive: Path, path: Path, coded: Mapping[str, Coded] = MappingProxyTyp
     of the weight, are in the archive."""
     tensors: dict[str, Tensor] = {}
     rows: list[dict[str, Any]] = []
+    small: list[Tensor] = []
     with zipfile.ZipFile(archive) as source:
         folder, weights = _weights(source)
         for weight in weights:
             chosen, parts, said = _parts(weight, coded)
             row: dict[str, Any] = {"file": weight.file, "name": weight.name, **said}
-            planes = {}
             for part, values in parts.items():
-                entry = entry_of(weight.name, part, CODECS[chosen])
-                tensors[entry], sizes = _deflated(values)
+                stored, sizes = _deflated(values)
                 if sizes is not None:
-                    planes[part] = {"items": values.numel(), "bytes": sizes}
-            rows.append(row | ({"planes": planes} if planes else {}))
+                    row.setdefault("planes", {})[part] = {"items": values.numel(), "bytes": sizes}
+                if stored.nbytes >= _SMALL:
+                    tensors[entry_of(weight.name, part, CODECS[chosen])] = stored
+                    continue
+                small.append(torch.from_numpy(_bytes(stored)).flatten())
+                row.setdefault("small", {})[part] = stored.nbytes
+            rows.append(row)
         tensors[PROGRAM] = _program(source, {f"{folder}/{weight.file}" for weight in weights})
-    layout = 2 if any("levels" in row for row in rows) else 1
-    manifest = json.dumps({"layout": layout, "folder": folder, "weights": rows}, separators=(",", ":"))
-    save_file(tensors, path, {FORMAT: manifest})
+    manifest = json.dumps({"folder": folder, "weights": rows}, separators=(",", ":")).encode()
+    tensors[MANIFEST] = _as_tensor(zlib.compress(manifest, 9))
+    tensors[SMALL] = torch.cat(small) if small else torch.empty(0, dtype=torch.uint8)
+    save_file(tensors, path, {FORMAT: LAYOUT})
 
 
 def _weights(source: zipfile.ZipFile) -> tuple[str, list[_Weight]]:
@@ -123,9 +140,10 @@ def _parts(weight: _Weight, coded: Mapping[str, Coded]) -> tuple[str, _Parts, di
     if own is None:
         chosen = _choice(weight.values)
         sizes = {"items": weight.values.numel(), "item_bytes": weight.values.element_size()}
-        said = {} if chosen == DENSE else {"codec": chosen, **sizes}
-        return chosen, ENCODERS[chosen](weight.values), said
-    said = {"levels": own.levels, "count": own.codes.numel()}
+        dtype = str(weight.values.dtype).removeprefix("torch.")
+        as_it_is = {"dtype": dtype} if chosen == DENSE else {"codec": chosen, **sizes}
+        return chosen, ENCODERS[chosen](weight.values), as_it_is
+    said: dict[str, Any] = {"levels": own.levels, "count": own.codes.numel()}
     if own.is_grid:
         chosen = "grid_with_zero" if "zero" in own.tables else "grid"
         said |= {"shape": list(own.shape), "group": own.group, "spacing": own.spacing, "offset": own.offset}

@@ -14,7 +14,7 @@ from onnx import helper
 
 from models.report import Content
 from worker.engine.ingest.weights import DTYPES
-from worker.engine.measure.unpack import FORMAT
+from worker.engine.measure.unpack import Packed
 
 REST = "graph"
 """Shown as the type of what is no value of the network: nodes, names, headers, padding."""
@@ -87,21 +87,10 @@ def _pt2(path: Path) -> Iterator[_Stored]:
 
 def _packed(path: Path) -> Iterator[_Stored]:
     """A weight that is not stored as it was has its codec as the type."""
-    with path.open("rb") as file:
-        entries = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    manifest = json.loads(entries["__metadata__"][FORMAT])
-    how = {row["name"]: row.get("codec") or ("deflated" if "planes" in row else None) for row in manifest["weights"]}
-    for entry, row in entries.items():
-        if entry == "__metadata__" or entry.startswith("."):
-            continue
-        name = entry if entry in how else entry.rpartition(".")[0]
-        begin, end = row["data_offsets"]
-        yield name, how.get(name) or _SHORT.get(row["dtype"], row["dtype"].lower()), end - begin
-
-
-_SHORT = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64", "I8": "int8", "U8": "uint8"} | {
-    f"I{bits}": f"int{bits}" for bits in (16, 32, 64)
-}
+    for row, parts in Packed(path).weights():
+        dtype = row.get("codec") or ("deflated" if "planes" in row else row["dtype"])
+        for content in parts.values():
+            yield row["name"], dtype, content.nbytes
 
 
 def _dtype(number: int) -> str:

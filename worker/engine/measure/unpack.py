@@ -2,12 +2,13 @@
 
 `client/modelpress/unpack.py` is this file, so that what proves a job's result is what its owner loads it with.
 
-A packed file is a safetensors file. The entry `.program` is a zip archive of everything in the `.pt2` but the weights.
-Its metadata has a manifest under the name of the format: the version of the layout, the folder of the weights in the
-archive, and for each its file, its name and, unless it is `dense`, its codec and what that needs to know. The parts of
-a codec are entries of their own, `name.part`; a dense weight is the entry `name`. A part is stored as it is, under its
-own type, or in `planes`: plane k has the k-th byte of each of its items and is deflated when it is shorter than their
-count.
+A packed file is a safetensors file; its metadata has the version of the layout under the name of the format. The entry
+`.program` is a zip archive of everything in the `.pt2` but the weights, `.manifest` deflated JSON: the folder of the
+weights in the archive, and for each its file, its name and its codec with what that needs to know, or its type where it
+is `dense`. The parts of a codec are entries of their own, `name.part`; a dense weight is the entry `name`. Parts for
+which an entry's line in the header would be much lie one after the other in `.small`, in the order of the manifest,
+which says the bytes of each. A part is stored as it is, under its own type, or in `planes`: plane k has the k-th byte
+of each of its items and is deflated when it is shorter than their count.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import json
 import os
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,41 +26,61 @@ import numpy as np
 from numpy.typing import NDArray
 
 FORMAT = "modelpress-packed"
-LAYOUTS = (1, 2)
-"""The second has codes."""
-PROGRAM = ".program"
+LAYOUT = "3"
+PROGRAM, MANIFEST, SMALL = ".program", ".manifest", ".small"
 
 Bytes = NDArray[np.uint8]
 
 
 def unpack(path: str | os.PathLike[str]) -> io.BytesIO:
     """The `.pt2` archive in memory, for `torch.export.load`. Raises ValueError for a file that is not packed so."""
-    file = np.memmap(path, np.uint8, mode="r")
-    start = 8 + int.from_bytes(file[:8].tobytes(), "little")
-    entries: dict[str, Any] = json.loads(file[8:start].tobytes())
-    manifest = json.loads(entries.get("__metadata__", {}).get(FORMAT, "{}"))
-    if manifest.get("layout") not in LAYOUTS:
-        raise ValueError(f"not a file of the format {FORMAT}, layout 1 or 2: a newer modelpress may read it")
-
-    def stored(entry: str) -> Bytes:
-        begin, end = entries[entry]["data_offsets"]
-        return np.asarray(file[start + begin : start + end])
-
+    packed = Packed(path)
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as target:
-        with zipfile.ZipFile(io.BytesIO(stored(PROGRAM).tobytes())) as program:
+        with zipfile.ZipFile(io.BytesIO(packed.entry(PROGRAM).tobytes())) as program:
             for name in program.namelist():
                 target.writestr(name, program.read(name))
-        for weight in manifest["weights"]:
-            codec = CODECS[weight.get("codec", DENSE)]
-            parts = {
-                part: _joined(stored(entry_of(weight["name"], part, codec)), weight.get("planes", {}).get(part))
-                for part in codec.parts
-            }
-            content = codec.decode(parts, weight)
-            target.writestr(f"{manifest['folder']}/{weight['file']}", content)
+        for weight, stored in packed.weights():
+            planes = weight.get("planes", {})
+            parts = {part: _joined(content, planes.get(part)) for part, content in stored.items()}
+            content = codec_of(weight).decode(parts, weight)
+            target.writestr(f"{packed.manifest['folder']}/{weight['file']}", content)
     archive.seek(0)
     return archive
+
+
+class Packed:
+    """A packed file, mapped. Raises ValueError for a file that is none."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._file = np.memmap(path, np.uint8, mode="r")
+        self._start = 8 + int.from_bytes(self._file[:8].tobytes(), "little")
+        self._entries: dict[str, Any] = json.loads(self._file[8 : self._start].tobytes())
+        if self._entries.get("__metadata__", {}).get(FORMAT) != LAYOUT:
+            raise ValueError(f"not a file of the format {FORMAT}, layout {LAYOUT}: another modelpress may read it")
+        self.manifest: dict[str, Any] = json.loads(zlib.decompress(self.entry(MANIFEST).tobytes()))
+
+    def entry(self, name: str) -> Bytes:
+        begin, end = self._entries[name]["data_offsets"]
+        return np.asarray(self._file[self._start + begin : self._start + end])
+
+    def weights(self) -> Iterator[tuple[dict[str, Any], dict[str, Bytes]]]:
+        """Every weight's row in the manifest, and its parts as they are stored."""
+        small, begin = self.entry(SMALL), 0
+        for weight in self.manifest["weights"]:
+            codec, parts = codec_of(weight), {}
+            for part in codec.parts:
+                size = weight.get("small", {}).get(part)
+                if size is None:
+                    parts[part] = self.entry(entry_of(weight["name"], part, codec))
+                else:
+                    parts[part] = small[begin : begin + size]
+                    begin += size
+            yield weight, parts
+
+
+def codec_of(weight: Mapping[str, Any]) -> Codec:
+    return CODECS[weight.get("codec", DENSE)]
 
 
 def entry_of(name: str, part: str, codec: Codec) -> str:
