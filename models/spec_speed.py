@@ -46,10 +46,21 @@ class Speed(Strict):
         "same up to rounding, also where BatchNorm learns. More than the worker has devices, or CPUs, are "
         "`unsupported_here`. `auto`: every device of the worker, on a CPU one process.",
     )
+    gradients: Literal["float32", "bfloat16"] = Field(
+        default="float32",
+        description="What several processes send each other: `bfloat16` is half of the bytes, and rounds every "
+        "gradient, and every sum of them, to 8 bits of precision. Weights, loss and optimizer stay in float32.",
+    )
+
+    @model_validator(mode="after")
+    def _sent_to_somebody(self) -> Speed:
+        if self.gradients != "float32" and self.processes == 1:
+            raise ValueError("`gradients` are sent among several `processes`: ask for those too, or leave it out")
+        return self
 
 
 def _all_auto(value: Any) -> Any:
-    return dict.fromkeys(Speed.model_fields, "auto") if value == "auto" else value
+    return dict.fromkeys(Speed.model_fields.keys() - {"gradients"}, "auto") if value == "auto" else value
 
 
 AnySpeed = Annotated[Speed, BeforeValidator(_all_auto)]

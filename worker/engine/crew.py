@@ -97,8 +97,8 @@ class Meeting:
         return Failure(Code(said["code"]), said["message"], where=said["where"])
 
     @contextmanager
-    def team(self, rank: int, size: int, threads: int) -> Iterator[Team]:
-        """All `size` processes in torch's default process group, with `threads` each."""
+    def team(self, rank: int, size: int, threads: int, step: FinetuneStep) -> Iterator[Team]:
+        """All `size` processes in torch's default process group, with `threads` each, to train as `step` says."""
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
         os.environ |= ON_LOOPBACK
@@ -109,7 +109,7 @@ class Meeting:
         except RuntimeError as error:
             raise Parted(str(error)) from error
         try:
-            yield Team(rank, size)
+            yield Team(rank, size, getattr(torch, step.speed.gradients))
         finally:
             dist.destroy_process_group()
             torch.set_num_threads(before)
@@ -167,7 +167,7 @@ class Crew:
                 watching = (members, over, self._give_up, self._notice_seconds)
                 threading.Thread(target=_watch, args=watching, name="watch-members", daemon=True).start()
             try:
-                with meeting.team(0, size, threads) as team:
+                with meeting.team(0, size, threads, step) as team:
                     yield team
             except Parted as error:
                 over.set()

@@ -210,6 +210,32 @@ def test_pairs_that_lie_across_processes_teach_an_embedding_in_half_precision(tm
     assert_alike(alone, together, 0.02)
 
 
+def test_gradients_that_travel_in_bfloat16_are_those_of_one_process_rounded(tmp_path: Path) -> None:
+    rate = 0.125
+    step = {"epochs": 1, "optimizer": {"name": "sgd", "momentum": 0.0}, "loss": "task"}
+    step |= {"batch_size": 137, "learning_rate": rate, "rate_schedule": "constant", "clip_norm": None}
+    step |= {"keep": "last", "weight_decay": 0.0}
+    place = Place(tmp_path, Plain, step, patterns(SAMPLES))
+    exact, weights = place.train(place.run(2))
+    place = Place(tmp_path, Plain, step | {"speed": {"gradients": "bfloat16"}}, patterns(SAMPLES))
+    begun = place.run(2)
+    before = copy_weights(place.subject.graph)
+    rounded, others = place.train(begun)
+    assert (exact["gradients_sent_as"], rounded["gradients_sent_as"]) == ("float32", "bfloat16")
+    for name, start in before.items():
+        gradient, sent = ((start - after[name]) / rate for after in (weights, others))
+        room = 4 * torch.finfo(torch.float32).eps * start.abs() / rate  # of the difference of two weights
+        assert ((sent - sent.bfloat16().float()).abs() <= room).all(), name
+        torch.testing.assert_close(sent, gradient, rtol=0.01, atol=0.005 * gradient.abs().max().item(), msg=name)
+    gradient = (before["head.weight"] - weights["head.weight"]) / rate
+    assert ((gradient - gradient.bfloat16().float()).abs() > 1e-4 * gradient.abs()).any(), "in float32 they are not"
+
+
+def test_gradients_are_sent_to_nobody_by_one_process() -> None:
+    with pytest.raises(ValidationError, match="ask for those too, or leave it out"):
+        FinetuneStep.model_validate({"step": "finetune", "speed": {"gradients": "bfloat16"}})
+
+
 def test_what_a_process_failed_with_is_what_the_training_fails_with(tmp_path: Path) -> None:
     begun = (place := Place(tmp_path, Plain, {"loss": "task"}, patterns())).run(3)
     arrays = patterns()

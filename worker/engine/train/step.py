@@ -150,7 +150,7 @@ def _train(subject: Subject, step: FinetuneStep, run: Run, team: Team) -> dict[s
             )
     details = described(log, kind, data.metric, len(data.train)) | found_out(step, decided, penalty)
     details |= taught(step, objective, features) | {"dropouts": noisy.dropouts, "drop_paths": noisy.branches}
-    details["processes"] = team.size
+    details |= {"processes": team.size, "gradients_sent_as": step.speed.gradients if team.size > 1 else None}
     if log.best == 0:
         run.warn(
             "finetune_did_not_help",
