@@ -43,7 +43,9 @@ class ApiError(ModelpressError):
         lines = [self.detail]
         for error in self.errors:
             allowed = f" (allowed: {', '.join(map(str, error['allowed']))})" if error.get("allowed") else ""
-            lines.append(f"  {error.get('pointer') or '/'}: {error.get('message', '')}{allowed}")
+            said = f"{error.get('pointer') or '/'}: {error.get('message', '')}{allowed}"
+            if said not in self.detail:
+                lines.append(f"  {said}")
         if self.hint and self.hint not in self.detail:
             lines.append(self.hint)
         if self.status >= 500 and self.request_id:
