@@ -25,13 +25,15 @@ MOST = 5
 """Secrets of one tenant that sign at once: each makes the header of every message longer."""
 
 _PURPOSE = b"modelpress webhook signature 1"
+_NEWEST_FIRST = (WebhookSecret.created_at.desc(), WebhookSecret.id.desc())
+"""Ids of one millisecond are in no order."""
 
 
 def current(session: Session, tenant: str, now: datetime) -> Sequence[WebhookSecret]:
     """Those that messages are signed with: the newest first, behind it those a rotation has not retired yet."""
     alive = or_(WebhookSecret.expires_at.is_(None), WebhookSecret.expires_at > now)
     return session.scalars(
-        select(WebhookSecret).where(WebhookSecret.tenant == tenant, alive).order_by(WebhookSecret.id.desc())
+        select(WebhookSecret).where(WebhookSecret.tenant == tenant, alive).order_by(*_NEWEST_FIRST)
     ).all()
 
 
@@ -49,7 +51,7 @@ def rotate(session: Session, tenant: str, overlap: timedelta, now: datetime) -> 
     later = or_(WebhookSecret.expires_at.is_(None), WebhookSecret.expires_at > now + overlap)
     session.execute(update(WebhookSecret).where(mine, later).values(expires_at=now + overlap))
     made = _add(session, tenant, now)
-    newest = select(WebhookSecret.id).where(mine).order_by(WebhookSecret.id.desc()).limit(MOST)
+    newest = select(WebhookSecret.id).where(mine).order_by(*_NEWEST_FIRST).limit(MOST)
     session.execute(delete(WebhookSecret).where(mine, WebhookSecret.id.not_in(newest)))
     return made
 
