@@ -11,7 +11,7 @@ from typing import Literal
 from models.inspection import FactorInfo
 from models.spec_factorize import FactorAmount, FactorizeStep, FactorMethod, Fit, Rank
 
-Way = Literal["matrix", "tucker", "channels", "spatial"]
+Way = Literal["matrix", "tucker", "channels", "spatial", "cp"]
 """How one layer is taken apart: a matrix by its singular values, a kernel by the step's method."""
 
 _SAMPLES = 256
@@ -91,6 +91,9 @@ def full_ranks(layer: FactorInfo, way: Way) -> Ranks:
         case "spatial":
             rows, columns = layer.kernel
             return (min(layer.inputs * rows, layer.outputs * columns),)
+        case "cp":
+            sizes = (layer.inputs, layer.outputs, positions)
+            return (math.prod(sizes) // max(sizes),)
     return (min(layer.inputs, layer.outputs * positions), min(layer.outputs, layer.inputs * positions))
 
 
@@ -112,6 +115,10 @@ def parts(layer: FactorInfo, way: Way, ranks: Ranks) -> tuple[Part, ...]:
         rows, columns = layer.kernel
         first = _part(layer.inputs * rows * rank, layer.middle_positions or 0)
         return (first, _part(rank * columns * layer.outputs, layer.output_positions))
+    if way == "cp":
+        first = _part(layer.inputs * rank, layer.input_positions)
+        at_outputs = (rank * positions, rank * layer.outputs)
+        return (first, *(_part(count, layer.output_positions) for count in at_outputs))
     first = _part(layer.inputs * positions * rank, layer.output_positions)
     return (first, _part(rank * layer.outputs, layer.output_positions))
 

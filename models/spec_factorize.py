@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from models.spec_prune import Left, RoundTo
 from models.spec_types import Count, Fraction, Glob, Strict
 
-FactorMethod = Literal["tucker", "channels", "spatial"]
+FactorMethod = Literal["tucker", "channels", "spatial", "cp"]
 Fit = Literal["weights", "outputs"]
 FactorQuantity = Literal["parameters", "macs", "bytes"]
 ROUND_TO = 8
@@ -99,8 +99,10 @@ class FactorizeStep(Strict):
         default=None,
         description="How kernels of more than one position are taken apart. `tucker`: fewer inputs, a small kernel, "
         "more outputs (Tucker-2, Kim et al., ICLR 2016). `channels`: the kernel with fewer outputs, then all outputs "
-        "(Zhang et al., TPAMI 2016). `spatial`: a column, then a row (Jaderberg et al., BMVC 2014). Matrices are taken "
-        "apart by their singular values in every case. Default: `tucker`, and `channels` where outputs are fitted.",
+        "(Zhang et al., TPAMI 2016). `spatial`: a column, then a row (Jaderberg et al., BMVC 2014). `cp`: inputs "
+        "mixed, a kernel for each, mixed again (Lebedev et al., ICLR 2015); without singular values, so its rank is a "
+        "`count` or a `ratio`. Matrices are taken apart by their singular values in every case. Default: `tucker`, and "
+        "`channels` where outputs are fitted.",
     )
     rank: Rank | None = Field(default=None, description="Of every layer; without one, give `amount`.")
     amount: FactorAmount | None = Field(
@@ -127,6 +129,16 @@ class FactorizeStep(Strict):
             raise ValueError("give rank or amount, not both")
         if (self.rank, self.amount) == (None, None) and all(choice.rank is None for choice in self.layers):
             raise ValueError("give rank or amount, or a rank for some layers")
+        return self
+
+    @model_validator(mode="after")
+    def _ranks_of_cp_are_said(self) -> FactorizeStep:
+        asked = [(self.method, self.rank)]
+        asked += [(own.method or self.method, own.rank or self.rank) for own in self.layers if not own.skip]
+        for method, rank in asked:
+            by_values = self.amount is not None if rank is None else (rank.count, rank.ratio) == (None, None)
+            if method == "cp" and by_values:
+                raise ValueError("cp has no singular values to choose a rank by: give rank as count or ratio")
         return self
 
     @model_validator(mode="after")

@@ -177,6 +177,9 @@ def test_a_network_inspected_before_sizes_were_kept_is_not_foretold() -> None:
         ({"rank": {"count": 4}, "fit": "outputs", "method": "tucker"}, "fitted by the method `channels` alone"),
         ({"rank": {"vbmf": True}, "fit": "outputs"}, "vbmf is about noise in weights"),
         ({"rank": {"count": 3}, "round_to": 4}, "every rank is a count"),
+        ({"rank": {"energy": 0.9}, "method": "cp"}, "cp has no singular values to choose a rank by"),
+        ({"amount": {"macs": 0.5}, "method": "cp"}, "give rank as count or ratio"),
+        ({"amount": {"macs": 0.5}, "layers": [{"match": "conv", "method": "cp"}]}, "give rank as count or ratio"),
         ({"rank": {"count": 4}, "samples": 8}, "samples are looked at where outputs are fitted alone"),
     ],
 )

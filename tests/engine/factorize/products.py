@@ -16,6 +16,9 @@ def multiplied_out(layer: Any, weights: Sequence[Tensor], way: Way) -> Tensor:
     if way == "spatial":
         column, row = weights[0].squeeze(-1), weights[1].squeeze(2)
         return torch.einsum("rih,orw->oihw", column, row)
+    if way == "cp":
+        first, middle, last = weights
+        return torch.einsum("or,r...,ri->oi...", last.flatten(1), middle.squeeze(1), first.flatten(1))
     if way in ("matrix", "channels"):
         first, second = weights
         return torch.einsum("or,ri...->oi...", second.flatten(1), first)

@@ -110,14 +110,15 @@ def test_layers_get_parts_under_names_that_can_be_guessed(tmp_path: Path) -> Non
     assert all(row["macs"] == sum(counted[name] for name in row["parts"]) for row in details["layers"])
 
 
-SAMPLE = [("stack", "tucker"), ("stack", "channels"), ("stack", "spatial"), ("vit", "tucker"), ("gru", "channels")]
-FULL = [(name, method) for name in ("stack", *NETWORKS) for method in ("tucker", "channels", "spatial")]
+METHODS = ("tucker", "channels", "spatial", "cp")
+SAMPLE = [*(("stack", method) for method in METHODS), ("vit", "tucker"), ("gru", "channels")]
+FULL = [(name, method) for name in ("stack", *NETWORKS) for method in METHODS]
 
 
 @pytest.mark.parametrize(("name", "method"), FULL if SWEEPS else SAMPLE)
 def test_the_network_is_the_one_with_the_product_in_each_layers_place(name: str, method: str, tmp_path: Path) -> None:
     subject, twin = (stack(tmp_path) if name == "stack" else subject_of(name) for _ in range(2))
-    details = factorized(subject, tmp_path, method=method, rank={"ratio": 0.3}, round_to=1)
+    details = factorized(subject, tmp_path, method=method, rank={"ratio": 0.1 if method == "cp" else 0.3}, round_to=1)
     with torch.no_grad():
         for row in details["layers"]:
             layer = twin.graph.get_submodule(row["name"])
@@ -292,10 +293,15 @@ def test_nothing_that_gets_smaller_is_refused(tmp_path: Path) -> None:
     assert "saves nothing" in caught.value.message
 
 
-@pytest.mark.parametrize("name", NETWORKS if SWEEPS else ["unet", "two_towers"])
-def test_a_replay_and_a_checkpoint_bring_the_network_back(name: str, tmp_path: Path) -> None:
+SAMPLED = [("unet", "tucker"), ("two_towers", "tucker"), ("resnet18", "cp")]
+
+
+@pytest.mark.parametrize(
+    ("name", "method"), [(name, method) for name in NETWORKS for method in ("tucker", "cp")] if SWEEPS else SAMPLED
+)
+def test_a_replay_and_a_checkpoint_bring_the_network_back(name: str, method: str, tmp_path: Path) -> None:
     subject = subject_of(name)
-    factorized(subject, tmp_path, rank={"ratio": 0.25}, round_to=2)
+    factorized(subject, tmp_path, method=method, rank={"ratio": 0.1 if method == "cp" else 0.25}, round_to=2)
     save_checkpoint(subject, [], tmp_path / "checkpoint.safetensors")
     restored = subject_of(name)
     restore_checkpoint(restored, tmp_path / "checkpoint.safetensors")
@@ -315,11 +321,12 @@ FIXED: list[tuple[str, dict[str, Any]]] = [
     ("convnext", {"rank": {"ratio": 0.3}, "method": "channels", "round_to": 1}),
     ("bert", {"rank": {"count": 8}}),
     ("two_towers", {"rank": {"count": 2}}),
+    ("resnet18", {"rank": {"ratio": 0.1}, "method": "cp", "round_to": 2}),
     ("gru", {"layers": [{"match": "conv", "rank": {"ratio": 0.2}}], "round_to": 1}),
 ]
 
 
-@pytest.mark.parametrize(("name", "fields"), FIXED if SWEEPS else [FIXED[1], FIXED[4], FIXED[5]])
+@pytest.mark.parametrize(("name", "fields"), FIXED if SWEEPS else [FIXED[1], *FIXED[4:]])
 def test_where_ranks_are_fixed_the_sizes_are_foretold_exactly(
     name: str, fields: dict[str, Any], tmp_path: Path
 ) -> None:

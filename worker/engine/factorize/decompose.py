@@ -1,4 +1,4 @@
-"""Weights as products of thinner ones: the singular value decomposition, and Tucker's for kernels.
+"""Weights as products of thinner ones: the singular value decomposition, and Tucker's and CP for kernels.
 
 Everything is computed in double precision on the CPU: there the same weights give the same bits.
 """
@@ -16,6 +16,10 @@ from models.inspection import FactorInfo
 _ITERATIONS = 50
 _SETTLED = 1e-9
 """Sweeps of Tucker end once the energy kept grows by less than this share."""
+_CP_SWEEPS, _CP_SETTLED = 200, 1e-6
+_PROXIMAL = 1e-8
+"""How much CP keeps to the factor of the sweep before, in shares of the mean of the equations' diagonal: it may have
+more columns than a factor has rows, and then they have no single solution."""
 _RIDGE = 1e-6
 """Added to second moments, in shares of their mean: what samples never show is not thrown away for nothing."""
 
@@ -41,8 +45,10 @@ def matrix_of(weight: Tensor, way: Way) -> Tensor:
 
 def spectra(weight: Tensor, layer: FactorInfo, way: Way, moments: Tensor | None = None) -> tuple[Tensor, ...]:
     """The squared singular values, largest first, for each rank there is to choose: of the matrix (times the root of
-    `moments`), or of the kernel laid out by inputs and by outputs (De Lathauwer et al., 2000)."""
+    `moments`), or of the kernel laid out by inputs and by outputs (De Lathauwer et al., 2000). CP has none."""
     weight = weight.detach().cpu().double()
+    if way == "cp":
+        return ()
     if way == "tucker":
         kernel = _outputs_first(weight, layer)
         return tuple(torch.linalg.svdvals(_laid_out(kernel, dim)).square() for dim in (1, 0))
@@ -57,6 +63,8 @@ def decompose(weight: Tensor, layer: FactorInfo, way: Way, ranks: Ranks, moments
     weight = weight.detach().cpu().double()
     if way == "tucker":
         return _tucker(weight, layer, ranks)
+    if way == "cp":
+        return _cp(weight, layer, ranks[0])
     matrix = matrix_of(weight, way)
     first, second, energy = truncated(matrix, ranks[0], moments)
     if way == "spatial":
@@ -115,6 +123,47 @@ def _tucker(weight: Tensor, layer: FactorInfo, ranks: Ranks) -> Factors:
     if outputs < layer.outputs:
         weights.append(by_output.reshape(layer.outputs, outputs, *ones))
     return Factors(tuple(weights), int(inputs < layer.inputs), _share(kept, whole))
+
+
+def _cp(weight: Tensor, layer: FactorInfo, rank: int) -> Factors:
+    """The kernel, [outputs, inputs, positions], as a sum of `rank` products of three vectors (Harshman, 1970; Lebedev
+    et al., ICLR 2015), by alternating least squares (Kolda and Bader, 2009, section 3.4) from the leading singular
+    vectors of each side and random ones. Each solution keeps a little to the one before, so that no sweep loses more
+    than that did (proximal, Li et al., 2013). In the end the three vectors of a product are of one length."""
+    kernel = weight.flatten(2)
+    generator = torch.Generator().manual_seed(0)
+    sides = [_columns(kernel, dim, rank, generator) for dim in range(3)]
+    whole = kernel.square().sum()
+    lost = whole
+    for _ in range(_CP_SWEEPS):
+        for dim, equation in enumerate(("oik,ir,kr->or", "oik,or,kr->ir", "oik,or,ir->kr")):
+            one, other = (side for place, side in enumerate(sides) if place != dim)
+            square = (one.T @ one) * (other.T @ other)
+            right = torch.einsum(equation, kernel, one, other)
+            near = _PROXIMAL * square.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
+            lifted = square + near * torch.eye(rank, dtype=square.dtype)
+            sides[dim] = torch.cholesky_solve((right + near * sides[dim]).T, torch.linalg.cholesky(lifted)).T
+        before, lost = lost, (kernel - torch.einsum("or,ir,kr->oik", *sides)).square().sum()
+        if before - lost <= _CP_SETTLED * whole:
+            break
+    lengths = torch.stack([side.norm(dim=0) for side in sides])
+    even = lengths.prod(0).pow(1 / 3)
+    by_output, by_input, by_position = (
+        side * torch.where(own > 0, even / own, 0.0) for side, own in zip(sides, lengths, strict=True)
+    )
+    ones = [1] * len(layer.kernel)
+    weights = (
+        by_input.T.reshape(rank, layer.inputs, *ones),
+        by_position.T.reshape(rank, 1, *layer.kernel),
+        by_output.reshape(layer.outputs, rank, *ones),
+    )
+    return Factors(weights, 1, _share(whole - lost, whole))
+
+
+def _columns(kernel: Tensor, dim: int, count: int, generator: torch.Generator) -> Tensor:
+    found = _leading(kernel, dim, min(count, kernel.shape[dim]))
+    more = torch.randn(len(found), count - found.shape[1], generator=generator, dtype=found.dtype)
+    return torch.cat([found, more / len(found) ** 0.5], 1)
 
 
 def _outputs_first(weight: Tensor, layer: FactorInfo) -> Tensor:

@@ -75,6 +75,8 @@ def _layers(layer: nn.Module, way: Way, weights: Sequence[Tensor], core: int) ->
             made.append(_linear(weight, own))
         else:
             geometry = _spatial(layer, place) if way == "spatial" else _geometry(layer) if place == core else {}
+            if way == "cp" and place == core:
+                geometry["groups"] = len(weight)
             made.append(_convolution(weight, own, geometry, transposed=bool(geometry and layer.transposed)))
     return made
 
@@ -103,7 +105,7 @@ def _convolution(weight: Tensor, bias: nn.Parameter | None, geometry: dict[str, 
     kernel = tuple(weight.shape[2:])
     first, second = weight.shape[:2]
     kind = _TRANSPOSED[dimensions] if transposed else _CONVOLUTIONS[dimensions]
-    inner, outer = (first, second) if transposed else (second, first)
+    inner, outer = (first, second) if transposed else (second * geometry.get("groups", 1), first)
     return _held(kind(inner, outer, kernel, bias=bias is not None, device="meta", **geometry), weight, bias)
 
 
