@@ -12,13 +12,15 @@ PIECE_BYTES = 65536
 
 class CuttingProxy:
     """Forwards to `port`. `cuts` says after how many bytes from the client the next connections end, each once; those
-    of fewer bytes, such as a HEAD, use none of them up. `on_cut` runs before the end."""
+    of fewer bytes, such as a HEAD, use none of them up. `on_cut` runs before the end. `sent` are the bytes from clients
+    that were passed on."""
 
     def __init__(self, port: int, cuts: list[int], on_cut: Callable[[], None]) -> None:
         self.port = port
         self.cuts = cuts
         self.on_cut = on_cut
         self.connections = 0
+        self.sent = 0
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
 
@@ -48,11 +50,14 @@ class CuttingProxy:
             try:
                 while piece := client.recv(PIECE_BYTES):
                     if self.cuts and forwarded + len(piece) > self.cuts[0]:
-                        server.sendall(piece[: self.cuts.pop(0) - forwarded])
+                        rest = piece[: self.cuts.pop(0) - forwarded]
+                        server.sendall(rest)
+                        self.sent += len(rest)
                         self.on_cut()
                         break
                     server.sendall(piece)
                     forwarded += len(piece)
+                    self.sent += len(piece)
                 else:
                     server.shutdown(socket.SHUT_WR)
                     back.join(30)
