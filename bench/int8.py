@@ -21,6 +21,7 @@ import onnx
 import onnxruntime
 import torch
 from numpy.typing import NDArray
+from onnx import version_converter
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from pydantic import TypeAdapter
@@ -44,6 +45,7 @@ from worker.engine.train.step import run as finetune
 
 CALIBRATED, TRAINED, SCORED = 256, 1024, 1000
 EPOCHS = 8
+OPSET = 17
 Array = NDArray[Any]
 PTQ: dict[str, dict[str, Any]] = {
     "ours": {},
@@ -93,7 +95,7 @@ def _table(console: Console, name: str, case: Case, folder: Path) -> Table:
     }
     makers[ONNXRUNTIME] = partial(_onnxruntime, case, folder)
     if find_spec("nncf") is not None:
-        makers[NNCF] = partial(_nncf, case)
+        makers[NNCF] = partial(_nncf, case, folder)
     written = {"float": case.float_file}
     failed: dict[str, str] = {}
     for what, make in makers.items():
@@ -149,15 +151,24 @@ class _Samples(CalibrationDataReader):  # type: ignore[misc]
         return next(self._rows, None)
 
 
+def _prepared(case: Case, folder: Path) -> Path:
+    """The float network as both peers ask for it: of an opset that has ranges per channel, and preprocessed."""
+    network = onnx.load(case.float_file)
+    (opset,) = (each.version for each in network.opset_import if each.domain == "")
+    if opset < 13:
+        network = version_converter.convert_version(network, OPSET)
+    given, ready = folder / "given.onnx", folder / "ready.onnx"
+    onnx.save(network, given)
+    try:
+        quant_pre_process(given, ready)
+    except Exception:  # of whatever class, for a graph whose shapes it cannot follow
+        quant_pre_process(given, ready, skip_symbolic_shape=True)
+    return ready
+
+
 def _onnxruntime(case: Case, folder: Path, path: Path) -> None:
     """Static, per channel, QDQ; weights of 7 bits where products saturate, as its guide says."""
-    ready = folder / "ready.onnx"
-    try:
-        quant_pre_process(case.float_file, ready)
-    except Exception as error:  # it raises no other class for a graph whose shapes it cannot follow
-        if "Incomplete symbolic shape inference" not in str(error):
-            raise
-        quant_pre_process(case.float_file, ready, skip_symbolic_shape=True)
+    ready = _prepared(case, folder)
 
     def quantize(**options: bool) -> None:
         quantize_static(
@@ -180,13 +191,13 @@ def _onnxruntime(case: Case, folder: Path, path: Path) -> None:
         quantize(QDQDisableWeightAdjustForInt32Bias=True)
 
 
-def _nncf(case: Case, path: Path) -> None:
+def _nncf(case: Case, folder: Path, path: Path) -> None:
     """`nncf.quantize` with what it does by default."""
     import nncf
 
     name = _input_of(case.float_file)
     rows = [{name: case.calibrated[i : i + 1]} for i in range(len(case.calibrated))]
-    quantized = nncf.quantize(onnx.load(case.float_file), nncf.Dataset(rows), subset_size=len(rows))
+    quantized = nncf.quantize(onnx.load(_prepared(case, folder)), nncf.Dataset(rows), subset_size=len(rows))
     onnx.save(quantized, path)
 
 
