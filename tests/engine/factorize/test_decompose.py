@@ -185,6 +185,20 @@ def test_a_sum_of_products_is_found_again() -> None:
         assert (alike.abs().amax(1) > 0.99).all()
 
 
+@pytest.mark.parametrize("size", [0.0, 1e-30, 1.0, 1e30])
+def test_kernels_of_any_size_are_taken_apart_by_cp(size: float) -> None:
+    torch.manual_seed(0)
+    module = nn.Conv2d(6, 7, 3).double()
+    with torch.no_grad():
+        module.weight.mul_(size)
+    factors = decompose(module.weight, layer_of(module), "cp", (20,))
+    low = multiplied_out(module, factors.weights, "cp")
+    lost = float(((module.weight - low) / (size or 1.0)).square().sum())
+    whole = float((module.weight / (size or 1.0)).square().sum())
+    assert lost <= (1 - factors.energy) * whole * (1 + 1e-6) + 1e-20
+    assert 0.5 < factors.energy <= 1
+
+
 def test_cp_is_no_better_than_the_best_matrix_and_each_rank_keeps_more() -> None:
     """A sum of so many products has, laid out by outputs or inputs, no higher rank."""
     torch.manual_seed(0)

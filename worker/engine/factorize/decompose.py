@@ -5,6 +5,7 @@ Everything is computed in double precision on the CPU: there the same weights gi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -130,11 +131,11 @@ def _cp(weight: Tensor, layer: FactorInfo, rank: int) -> Factors:
     et al., ICLR 2015), by alternating least squares (Kolda and Bader, 2009, section 3.4) from the leading singular
     vectors of each side and random ones. Each solution keeps a little to the one before, so that no sweep loses more
     than that did (proximal, Li et al., 2013). In the end the three vectors of a product are of one length."""
-    kernel = weight.flatten(2)
+    length = weight.norm()
+    kernel = weight.flatten(2) / length.clamp_min(torch.finfo(torch.float64).tiny)
     generator = torch.Generator().manual_seed(0)
     sides = [_columns(kernel, dim, rank, generator) for dim in range(3)]
-    whole = kernel.square().sum()
-    lost = whole
+    lost = kernel.new_full((), torch.inf)
     for _ in range(_CP_SWEEPS):
         for dim, equation in enumerate(("oik,ir,kr->or", "oik,or,kr->ir", "oik,or,ir->kr")):
             one, other = (side for place, side in enumerate(sides) if place != dim)
@@ -143,11 +144,11 @@ def _cp(weight: Tensor, layer: FactorInfo, rank: int) -> Factors:
             near = _PROXIMAL * square.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
             lifted = square + near * torch.eye(rank, dtype=square.dtype)
             sides[dim] = torch.cholesky_solve((right + near * sides[dim]).T, torch.linalg.cholesky(lifted)).T
-        before, lost = lost, (kernel - torch.einsum("or,ir,kr->oik", *sides)).square().sum()
-        if before - lost <= _CP_SETTLED * whole:
+        before, lost = lost, _difference(kernel, sides)
+        if before - lost <= _CP_SETTLED:
             break
     lengths = torch.stack([side.norm(dim=0) for side in sides])
-    even = lengths.prod(0).pow(1 / 3)
+    even = (lengths.prod(0) * length).pow(1 / 3)
     by_output, by_input, by_position = (
         side * torch.where(own > 0, even / own, 0.0) for side, own in zip(sides, lengths, strict=True)
     )
@@ -157,7 +158,17 @@ def _cp(weight: Tensor, layer: FactorInfo, rank: int) -> Factors:
         by_position.T.reshape(rank, 1, *layer.kernel),
         by_output.reshape(layer.outputs, rank, *ones),
     )
-    return Factors(weights, 1, _share(whole - lost, whole))
+    return Factors(weights, 1, 1 - float(lost) if float(length) > 0 else 1.0)
+
+
+def _difference(kernel: Tensor, sides: Sequence[Tensor]) -> Tensor:
+    """The squares of what the sum of products leaves of `kernel`. One side after the other: all three at once would
+    need the kernel `rank` times."""
+    by_output, by_input, by_position = sides
+    total = torch.zeros((), dtype=kernel.dtype)
+    for place in range(kernel.shape[2]):
+        total += (kernel[:, :, place] - (by_output * by_position[place]) @ by_input.T).square().sum()
+    return total
 
 
 def _columns(kernel: Tensor, dim: int, count: int, generator: torch.Generator) -> Tensor:
