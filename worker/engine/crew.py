@@ -26,6 +26,7 @@ from torch._C._distributed_c10d import FileStore
 from models.errors import Code, Failure
 from models.messages import CompressRequest
 from models.spec import FinetuneStep, Spec
+from models.spec_speed import Speed
 from worker.engine.checkpoint import save_checkpoint
 from worker.engine.run import Run
 from worker.engine.subject import Subject
@@ -97,8 +98,8 @@ class Meeting:
         return Failure(Code(said["code"]), said["message"], where=said["where"])
 
     @contextmanager
-    def team(self, rank: int, size: int, threads: int, step: FinetuneStep) -> Iterator[Team]:
-        """All `size` processes in torch's default process group, with `threads` each, to train as `step` says."""
+    def team(self, rank: int, size: int, threads: int, speed: Speed) -> Iterator[Team]:
+        """All `size` processes in torch's default process group, with `threads` each."""
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
         os.environ |= ON_LOOPBACK
@@ -109,7 +110,7 @@ class Meeting:
         except RuntimeError as error:
             raise Parted(str(error)) from error
         try:
-            yield Team(rank, size, getattr(torch, step.speed.gradients))
+            yield Team(rank, size, torch.bfloat16 if speed.gradients == "bfloat16" else None)
         finally:
             dist.destroy_process_group()
             torch.set_num_threads(before)
@@ -167,7 +168,7 @@ class Crew:
                 watching = (members, over, self._give_up, self._notice_seconds)
                 threading.Thread(target=_watch, args=watching, name="watch-members", daemon=True).start()
             try:
-                with meeting.team(0, size, threads, step) as team:
+                with meeting.team(0, size, threads, step.speed) as team:
                     yield team
             except Parted as error:
                 over.set()

@@ -62,7 +62,7 @@ def _train(told: MemberRequest, meeting: Meeting) -> None:
 
     @contextmanager
     def gather(*_: object) -> Iterator[Team]:
-        with meeting.team(told.rank, told.size, told.threads, told.step) as team:
+        with meeting.team(told.rank, told.size, told.threads, told.step.speed) as team:
             yield team
 
     run.gather = gather

@@ -45,10 +45,10 @@ class Team:
     """Number `rank` of `size`; the first is 0. One process alone is a team as well, and then nothing here costs.
 
     Larger ones need torch's default process group, with the backend gloo for tensors in memory. Gradients travel as
-    `gradients`.
+    `gradients`, or as they are.
     """
 
-    def __init__(self, rank: int = 0, size: int = 1, gradients: torch.dtype = torch.float32) -> None:
+    def __init__(self, rank: int = 0, size: int = 1, gradients: torch.dtype | None = None) -> None:
         self.rank, self.size, self.gradients = rank, size, gradients
         self.part: Part | None = None
         """Of the batch under way; None between batches and where each looks at samples of its own."""
@@ -100,14 +100,13 @@ class Team:
         agreed: T = json.loads(bytes(data.tolist()))
         return agreed
 
-    def add_up(self, tensors: Sequence[Tensor], sent_as: torch.dtype = torch.float32) -> None:
-        """Make each tensor the sum of those of all processes, in place; the same bits in every one. What is wider than
-        `sent_as` is rounded to that, and so is every partial sum."""
+    def add_up(self, tensors: Sequence[Tensor], sent_as: torch.dtype | None = None) -> None:
+        """Make each tensor the sum of those of all processes, in place; the same bits in every one. Each, and every
+        partial sum, is rounded to `sent_as` if that is given."""
         if self.size == 1:
             return
         for bucket in _buckets(tensors):
-            dtype = sent_as if bucket[0].itemsize > sent_as.itemsize else bucket[0].dtype
-            flat = torch.cat([tensor.reshape(-1).to(dtype) for tensor in bucket])
+            flat = torch.cat([tensor.reshape(-1).to(sent_as or tensor.dtype) for tensor in bucket])
             _exchange(dist.all_reduce, flat)
             for tensor, total in zip(bucket, torch.split(flat, [each.numel() for each in bucket]), strict=True):
                 tensor.copy_(total.view(tensor.shape))
