@@ -214,6 +214,14 @@ def test_another_file_is_not_taken_for_a_packed_one(tmp_path: Path) -> None:
             unpack(tmp_path / f"{name}.safetensors")
 
 
+def test_a_damaged_one_is_said_to_be(tmp_path: Path) -> None:
+    for name, entry in (("lost", "other"), ("broken", ".manifest")):
+        path = tmp_path / f"{name}.safetensors"
+        save_file({entry: torch.zeros(9, dtype=torch.uint8)}, path, {"modelpress-packed": "3"})
+        with pytest.raises(ValueError, match="a damaged file of the format modelpress-packed"):
+            unpack(path)
+
+
 def test_zeros_are_in_the_files_and_masks_are_not(tmp_path: Path) -> None:
     subject = sparse("resnet18", tmp_path)
     export_pt2(subject.graph, subject, tmp_path / "model.pt2")

@@ -49,8 +49,8 @@ _SAMPLE = 1 << 16
 _WORTH = 0.95
 _ROW_BYTES = 40
 """About what the manifest needs to say more of a weight that is not stored as it is."""
-_SMALL = 2048
-"""An entry takes about 80 bytes of the header, which no reader expects deflated."""
+_SMALL_BYTES = 2048
+"""Less has no entry of its own: that takes about 80 bytes of the header, which nothing deflates."""
 
 _Parts = dict[str, Tensor]
 
@@ -83,12 +83,14 @@ def pack(archive: Path, path: Path, coded: Mapping[str, Coded] = MappingProxyTyp
         for weight in weights:
             chosen, parts, said = _parts(weight, coded)
             row: dict[str, Any] = {"file": weight.file, "name": weight.name, **said}
-            for part, values in parts.items():
+            codec = CODECS[chosen]
+            for part in codec.parts:  # in the order they are read in
+                values = parts[part]
                 stored, sizes = _deflated(values)
                 if sizes is not None:
                     row.setdefault("planes", {})[part] = {"items": values.numel(), "bytes": sizes}
-                if stored.nbytes >= _SMALL:
-                    tensors[entry_of(weight.name, part, CODECS[chosen])] = stored
+                if stored.nbytes >= _SMALL_BYTES:
+                    tensors[entry_of(weight.name, part, codec)] = stored
                     continue
                 small.append(torch.from_numpy(_bytes(stored)).flatten())
                 row.setdefault("small", {})[part] = stored.nbytes
@@ -141,8 +143,8 @@ def _parts(weight: _Weight, coded: Mapping[str, Coded]) -> tuple[str, _Parts, di
         chosen = _choice(weight.values)
         sizes = {"items": weight.values.numel(), "item_bytes": weight.values.element_size()}
         dtype = str(weight.values.dtype).removeprefix("torch.")
-        as_it_is = {"dtype": dtype} if chosen == DENSE else {"codec": chosen, **sizes}
-        return chosen, ENCODERS[chosen](weight.values), as_it_is
+        row = {"dtype": dtype} if chosen == DENSE else {"codec": chosen, **sizes}
+        return chosen, ENCODERS[chosen](weight.values), row
     said: dict[str, Any] = {"levels": own.levels, "count": own.codes.numel()}
     if own.is_grid:
         chosen = "grid_with_zero" if "zero" in own.tables else "grid"

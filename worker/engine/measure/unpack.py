@@ -28,6 +28,8 @@ from numpy.typing import NDArray
 FORMAT = "modelpress-packed"
 LAYOUT = "3"
 PROGRAM, MANIFEST, SMALL = ".program", ".manifest", ".small"
+MANIFEST_BYTES = 1 << 28
+"""More is in none."""
 
 Bytes = NDArray[np.uint8]
 
@@ -58,7 +60,11 @@ class Packed:
         self._entries: dict[str, Any] = json.loads(self._file[8 : self._start].tobytes())
         if self._entries.get("__metadata__", {}).get(FORMAT) != LAYOUT:
             raise ValueError(f"not a file of the format {FORMAT}, layout {LAYOUT}: another modelpress may read it")
-        self.manifest: dict[str, Any] = json.loads(zlib.decompress(self.entry(MANIFEST).tobytes()))
+        try:
+            manifest = zlib.decompressobj().decompress(self.entry(MANIFEST).tobytes(), MANIFEST_BYTES)
+            self.manifest: dict[str, Any] = json.loads(manifest)
+        except (KeyError, zlib.error) as error:
+            raise ValueError(f"a damaged file of the format {FORMAT}") from error
 
     def entry(self, name: str) -> Bytes:
         begin, end = self._entries[name]["data_offsets"]
