@@ -103,7 +103,7 @@ def save_checkpoint(subject: Subject, reports: list[StepReport], path: Path, tra
     tensors = {f"state.{name}": tensor.detach().contiguous() for name, tensor in _state(subject).items()}
     for index, record in enumerate(subject.records):
         for name, tensor in record.tensors.items():
-            tensors[f"record.{index}.{name}"] = tensor.detach().clone()  # a table may be that of several weights
+            tensors[f"record.{index}.{name}"] = tensor.detach().contiguous()
     inside = {} if training is None else training.tensors
     for name, tensor in inside.items():
         if not name.startswith(_NETWORK) or name.startswith(f"{_NETWORK}{BESIDE}."):

@@ -149,7 +149,8 @@ def _as_small_floats(weight: Tensor, dtype: torch.dtype) -> Stored:
     scale = weight.flatten(1).abs().amax(1) / largest
     scale = torch.where(scale < torch.finfo(torch.float32).tiny, torch.ones_like(scale), scale)
     scaled = weight / scale.reshape([-1] + [1] * (weight.dim() - 1))
-    return Stored(scaled.clamp(-largest, largest).to(dtype).view(torch.uint8), scale, table)
+    # Each has a table of its own, for a checkpoint holds no tensor twice.
+    return Stored(scaled.clamp(-largest, largest).to(dtype).view(torch.uint8), scale, table.clone())
 
 
 @cache
