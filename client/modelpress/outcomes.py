@@ -43,9 +43,11 @@ class ApiError(ModelpressError):
         lines = [self.detail]
         for error in self.errors:
             allowed = f" (allowed: {', '.join(map(str, error['allowed']))})" if error.get("allowed") else ""
-            said = f"{error.get('pointer') or '/'}: {error.get('message', '')}{allowed}"
+            said = f"{error.get('pointer') or '/'}: {error.get('message', '')}"
             if said not in self.detail:
-                lines.append(f"  {said}")
+                lines.append(f"  {said}{allowed}")
+            elif allowed:
+                lines.append(f" {allowed}")
         if self.hint and self.hint not in self.detail:
             lines.append(self.hint)
         if self.status >= 500 and self.request_id:

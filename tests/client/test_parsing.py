@@ -88,6 +88,14 @@ def test_a_problem_becomes_detail_pointers_and_remedy() -> None:
     ]
 
 
+@pytest.mark.parametrize(("allowed", "more"), [(None, []), (["l1", "l2"], ["  (allowed: l1, l2)"])])
+def test_what_the_detail_says_is_not_said_again(allowed: list[str] | None, more: list[str]) -> None:
+    errors = [{"pointer": "/steps/0/criterion", "message": "no such one", "allowed": allowed}]
+    body = {"detail": "/steps/0/criterion: no such one", "code": "invalid_spec", "errors": errors}
+    lines = str(problem_of(httpx.Response(422, json=body))).splitlines()
+    assert lines == ["/steps/0/criterion: no such one", *more]
+
+
 @pytest.mark.parametrize("body", [b"<html>Bad gateway</html>", b"", b"[1]", b'{"detail": null}'])
 def test_an_error_that_is_no_problem_document_still_has_its_status(body: bytes) -> None:
     error = problem_of(httpx.Response(502, content=body))
