@@ -41,9 +41,9 @@ def test_a_secret_is_32_bytes_that_the_database_does_not_hold(session: Session) 
 
 def test_after_a_rotation_both_sign_until_the_old_one_expires(session: Session) -> None:
     [first] = ensured(session, "a", at(0))
-    second = rotate(session, "a", timedelta(hours=1), at(0))
-    assert list(current(session, "a", at(3599))) == [second, first]
-    assert list(current(session, "a", at(3600))) == [second]
+    second = rotate(session, "a", timedelta(hours=1), at(1))
+    assert list(current(session, "a", at(3600))) == [second, first]
+    assert list(current(session, "a", at(3601))) == [second]
     third = rotate(session, "a", timedelta(0), at(10))
     assert list(current(session, "a", at(10))) == [third]
     rotate(session, "a", timedelta(hours=1), at(20))
@@ -64,6 +64,14 @@ def test_no_more_than_five_sign_at_once_and_the_newest_are_those(session: Sessio
     assert [row.id for row in current(session, "a", at(7))] == [row.id for row in made[:1:-1]]
     assert len(made[2:]) == webhook_secrets.MOST == 5
     assert len(current(session, "b", at(7))) == 1
+
+
+def test_the_newest_is_the_one_made_last_whatever_its_id(session: Session) -> None:
+    ids = ["whs_c", "whs_a", "whs_b"]
+    for number, name in enumerate(ids):
+        session.add(WebhookSecret(id=name, tenant="a", salt=bytes(16), created_at=at(number), expires_at=None))
+    session.flush()
+    assert [row.id for row in current(session, "a", at(9))] == ids[::-1]
 
 
 def test_a_signature_is_what_the_specification_and_its_library_say() -> None:
