@@ -20,7 +20,7 @@ class CuttingProxy:
         self.cuts = cuts
         self.on_cut = on_cut
         self.connections = 0
-        self.sent = 0
+        self.sent, self._counting = 0, threading.Lock()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
 
@@ -51,13 +51,13 @@ class CuttingProxy:
                 while piece := client.recv(PIECE_BYTES):
                     if self.cuts and forwarded + len(piece) > self.cuts[0]:
                         rest = piece[: self.cuts.pop(0) - forwarded]
+                        self._count(rest)
                         server.sendall(rest)
-                        self.sent += len(rest)
                         self.on_cut()
                         break
+                    self._count(piece)
                     server.sendall(piece)
                     forwarded += len(piece)
-                    self.sent += len(piece)
                 else:
                     server.shutdown(socket.SHUT_WR)
                     back.join(30)
@@ -65,6 +65,10 @@ class CuttingProxy:
                     end.shutdown(socket.SHUT_RDWR)
             except OSError:
                 return
+
+    def _count(self, piece: bytes) -> None:
+        with self._counting:
+            self.sent += len(piece)
 
     @staticmethod
     def _forward(source: socket.socket, target: socket.socket) -> None:
