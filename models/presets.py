@@ -6,6 +6,9 @@ from pydantic import BaseModel, ConfigDict
 
 from models.spec import Amount, FinetuneStep, Int4Step, PruneStep, QuantizeStep, Step
 
+INT8 = QuantizeStep(step="quantize", ranges="auto", bias_correction=True)
+"""It takes a little longer than ranges by extremes, and is closer to the network in floating point."""
+
 
 class Preset(BaseModel):
     model_config = ConfigDict(frozen=True)
@@ -21,7 +24,7 @@ PRESETS: dict[str, Preset] = {
         Preset(
             name="int8",
             description="8-bit integers, no pruning: about 4 times smaller, needs calibration data, no training.",
-            steps=[QuantizeStep(step="quantize")],
+            steps=[INT8],
         ),
         Preset(
             name="tiny-download",
@@ -40,7 +43,7 @@ PRESETS: dict[str, Preset] = {
             steps=[
                 PruneStep(step="prune", amount=Amount(macs=0.35)),
                 FinetuneStep(step="finetune", epochs=5),
-                QuantizeStep(step="quantize"),
+                INT8,
             ],
         ),
         Preset(
@@ -49,7 +52,7 @@ PRESETS: dict[str, Preset] = {
             steps=[
                 PruneStep(step="prune", amount=Amount(macs=0.75)),
                 FinetuneStep(step="finetune", epochs=12),
-                QuantizeStep(step="quantize"),
+                INT8,
             ],
         ),
     )
