@@ -40,7 +40,7 @@ from worker.engine.train.step import run as finetune
 ROUNDS = 5
 RATE = 2e-3
 TRAINED_EPOCHS = 8
-SPARSE_EPOCHS = 4
+SPARSE_EPOCHS = 16
 PENALTIES: dict[str, tuple[dict[str, Any] | None, str]] = {
     "none, cut by l2": (None, "l2"),
     "group_lasso": ({"penalty": "group_lasso"}, "l2"),
