@@ -176,7 +176,7 @@ def test_the_order_of_tables_changes_no_packed_file(tmp_path: Path) -> None:
     quantize(subject, asked("int4", symmetric=False, group_size=8), run_in(tmp_path))
     export_packed(subject.network(), subject, tmp_path / "once.safetensors")
     subject.coded = {
-        name: replace(each, tables=dict(reversed(each.tables.items()))) for name, each in subject.coded.items()
+        name: replace(each, tables=dict(list(each.tables.items())[::-1])) for name, each in subject.coded.items()
     }
     assert any(list(each.tables) != sorted(each.tables) for each in subject.coded.values())
     export_packed(subject.network(), subject, tmp_path / "twice.safetensors")
