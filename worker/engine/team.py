@@ -111,6 +111,14 @@ class Team:
             for tensor, total in zip(bucket, torch.split(flat, [each.numel() for each in bucket]), strict=True):
                 tensor.copy_(total.view(tensor.shape))
 
+    def add_up_step(self, gradients: Sequence[Tensor], loss: Tensor) -> None:
+        """`add_up` of both, the gradients as they travel, the loss as it is."""
+        if self.gradients is None:  # In one exchange: each has its latency.
+            self.add_up([*gradients, loss])
+        else:
+            self.add_up(gradients, self.gradients)
+            self.add_up([loss])
+
     def total(self, value: Tensor) -> Tensor:
         """The sum over all processes; gradients that reach it are added up as well."""
         result: Tensor = _Total.apply(value)  # type: ignore[no-untyped-call]

@@ -68,8 +68,7 @@ class Stepper:
             torch.autograd.backward(loss if self.scaler is None else self.scaler.scale(loss))
         loss = loss.detach()
         gradients = [parameter.grad for parameter in trained(self.network) if parameter.grad is not None]
-        self.team.add_up(gradients, self.team.gradients)
-        self.team.add_up([loss])
+        self.team.add_up_step(gradients, loss)
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
         mask_gradients(self.network, self.masks)
